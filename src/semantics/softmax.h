@@ -1,0 +1,59 @@
+// Online softmax of one row (or one row per vector lane), in log2 units and without infinities inside: a hidden score is hidden(), the
+// maximum starts at no_maximum(), far above it, so a row that sees nothing ends with sum == 0.
+#pragma once
+#include "platform.h"
+#include "score.h"
+namespace fa {
+template <class V>
+struct Softmax {
+  V max, sum;
+};
+FA_FN float no_maximum() { return -1e20f; }
+
+// what everything accumulated so far must be multiplied by when the maximum moves
+template <class V>
+FA_FN V rescale(V old_max, V new_max) {
+  return exp2(old_max - new_max);
+}
+template <class V>
+FA_FN V probability(V score, V unit, V maximum) {
+  return exp2(fma(score, unit, V(0.0) - maximum));
+}
+template <class V>
+FA_FN Softmax<V> advance(Softmax<V> s, V tile_max) {
+  const V m = max(s.max, tile_max);
+  return Softmax<V>{m, s.sum * rescale(s.max, m)};
+}
+// a learnable sink is one more key of score `sink` (natural units) without a value: it enters the sum and nothing else
+template <class V>
+FA_FN Softmax<V> add_sink(Softmax<V> s, V sink) {
+  const V x = sink * V(1.4426950408889634);
+  const Softmax<V> t = advance(s, x);
+  return Softmax<V>{t.max, t.sum + exp2(x - t.max)};
+}
+template <class V>
+FA_FN V inverse_sum(Softmax<V> s) {
+  return select(s.sum > V(0.0), V(1.0) / s.sum, V(0.0));
+}
+// natural logarithm of the sum of exponentials; -inf for a row that sees nothing
+template <class V>
+FA_FN V log_sum_exp(Softmax<V> s) {
+  return select(s.sum > V(0.0), (s.max + log2(s.sum)) * V(0.69314718055994531), V(minus_infinity()));
+}
+// what the backward pass subtracts from a score in log2 units: the lse, or a huge number for a row that sees nothing, so that P = 0
+template <class V>
+FA_FN V lse_reference(V lse) {
+  return select(lse > V(-1e30), lse * V(1.4426950408889634), V(1e30));
+}
+// dS of one element in natural units: P (kept (dO.V) - delta), delta = rowsum(dO * O) - dlse
+template <class V>
+FA_FN V score_gradient(V probability, V kept, V product, V delta) {
+  return probability * fma(kept, product, V(0.0) - delta);
+}
+// d(lse) / d(sink) and what it weighs: dsink = sum over rows of -exp(sink - lse) * delta
+template <class V>
+FA_FN V sink_gradient(V sink, V lse, V delta) {
+  const V weight = exp2(fma(sink, V(1.4426950408889634), V(0.0) - lse_reference(lse)));
+  return V(0.0) - weight * delta;
+}
+}  // namespace fa
