@@ -1,0 +1,16 @@
+// What the files of the bindings share.
+#pragma once
+#include <nanobind/nanobind.h>
+
+#include "core/plan.h"
+
+namespace fa::bindings {
+// flash_attn/call.py lists the same names in the same order.
+Options options_of(const nanobind::tuple& values);
+// Whether rows (or only the last axis) lie without gaps.
+bool contiguous(const Tensor& t, bool last_axis_only);
+// Ctrl-C and other signals, asked for from a thread that does not hold the interpreter.
+bool interrupted();
+
+void bind_exchange(nanobind::module_& m);
+}  // namespace fa::bindings

@@ -1,0 +1,39 @@
+// The table of the CPU's kernels: best first, the first row that takes a call
+// wins.
+#include "cpu/kernels.h"
+
+#include "cpu/plan.h"
+#include "cpu/tiles.h"
+
+namespace fa::cpu {
+namespace {
+constexpr unsigned ALL_FLOATS = dtype_bit(DType::f16) | dtype_bit(DType::bf16) | dtype_bit(DType::f32) | dtype_bit(DType::f64);
+constexpr unsigned FLOATS = ALL_FLOATS & ~dtype_bit(DType::f64);
+constexpr unsigned ALL = ~0u;
+constexpr unsigned NO_CACHE = ALL & ~(CACHED | PAGED);
+
+const char* decode_refuses(const Problem& p, const Device&) {
+  if (p.max_rows * p.params.group > DECODE_ROWS) return "takes at most 16 query rows (position * group) of a key/value head";
+  return nullptr;
+}
+// rows and keys of one head are counted in 32 bits
+const char* forward_refuses(const Problem& p, const Device&) {
+  return p.max_rows * p.params.group > (1 << 30) ? "takes at most 2^30 query rows (position * group) of a "
+                                                   "key/value head"
+                                                 : nullptr;
+}
+
+constexpr Kernel KERNELS[] = {
+    // name, pass, architectures, dtypes, head dim, features, needs, other rules
+    {"decode", Pass::forward, 0, 0, FLOATS, 512, ALL, ALL, decode_refuses},
+    {"forward", Pass::forward, 0, 0, FLOATS, 512, ALL & ~NATURAL, ALL, forward_refuses},
+    {"forward_plain", Pass::forward, 0, 0, ALL_FLOATS, 512, ALL, ALL, nullptr},
+    {"backward", Pass::backward, 0, 0, FLOATS, 512, ALL & ~NATURAL, NO_CACHE, forward_refuses},
+    {"backward_plain", Pass::backward, 0, 0, ALL_FLOATS, 512, ALL, NO_CACHE, nullptr},
+    {"append", Pass::append, 0, 0, ALL_FLOATS, 512, ALL, ALL, nullptr},
+    {"merge", Pass::merge, 0, 0, ALL_FLOATS, 512, ALL, ALL, nullptr},
+};
+}  // namespace
+
+const Backend BACKEND{"cpu", KERNELS, static_cast<int>(sizeof(KERNELS) / sizeof(KERNELS[0])), plan};
+}  // namespace fa::cpu

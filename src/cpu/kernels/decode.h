@@ -1,0 +1,510 @@
+// Attention of few query rows against many keys: a task writes the result of a range of keys, a merge launch joins them.
+// Tile     16 keys x all rows of the task, in blocks of at most 6 rows. Rows of a kv head are position * group + member of the group.
+// Who      one worker a task: keys [first, end) of one kv head, or of all of them (task.head = -1) where a token's heads lie side by
+//          side, because memory is then read in order. Lanes hold elements of a head: the rows are too few to fill them.
+// Memory   K and V are read in place, once; a tile that cannot be (last keys, two pages, padded dim) is copied first. Scratch: Q and O
+//          of the rows, the scores of a tile.
+// Speed    bound by memory while rows are few, by FMA from then on (docs/performance.md). A tile of V is prefetched while scores are
+//          made, the next tile of K while V is summed, a few lines at a time: prefetching a tile at one go stops the loads behind it, so
+//          that the time of memory adds to that of arithmetic instead of hiding behind it (1.6 times as long).
+// Per tile: the scores of all rows, their softmax against a reference that moves lazily (forward.h), then O += P V. The sink enters in
+// part 0 alone.
+#pragma once
+#include "cpu/kernels/panel.h"
+
+namespace fa::cpu {
+namespace {
+
+// Half `side` of the 2 W elements at p, as floats. Both halves together hold each element once; those of bf16 are the even and the odd
+// elements, which takes half the instructions of widening in order. Q, K, V and O all follow it.
+template <class S, class T>
+FA_FN typename S::F half_of(const T* p, int side) {
+  return S::widen(p + side * S::W);
+}
+template <class S>
+FA_FN typename S::F half_of(const Bf16* p, int side) {
+  const typename S::U words = load_any<typename S::U>(p);
+  return as_float(side == 0 ? words << 16 : words & typename S::U(0xffff0000u));
+}
+// Which of the 2 W elements lane `lane` of half `side` holds; the pointer only names the type.
+template <class S, class T>
+FA_FN int element_of(const T*, int side, int lane) {
+  return side * S::W + lane;
+}
+template <class S>
+FA_FN int element_of(const Bf16*, int side, int lane) {
+  return 2 * lane + side;
+}
+
+// Rows of K or V that are brought near in the order of memory, `lines` cache lines a call.
+struct Ahead {
+  const char *at, *end;  // of the present row
+  Int64 gap, step;       // from its end to the next row, from row to row
+  int rows, lines;
+};
+FA_FN void fetch(Ahead& ahead) {
+  const char* at = ahead.at;
+  for (int i = 0; i < ahead.lines; i++) {
+    __builtin_prefetch(at, 0, 2);
+    at += 64;
+    if (at >= ahead.end) {
+      if (--ahead.rows <= 0) ahead.lines = 0;
+      at = ahead.end + ahead.gap;
+      ahead.end += ahead.step;
+    }
+  }
+  ahead.at = at;
+}
+
+// A block of rows of one kv head. Its Q and O are [half of 2 W elements][row][lane], its scores, then probabilities, [row][key].
+struct DecodeBlock {
+  float *q, *out, *scores;
+  int q_width, out_width;  // elements of a row with its padding
+  int row, rows;           // first row among all of the task, how many
+};
+// As many sums at a time as the register block of the instruction set has, a power of two for each row.
+template <class S>
+constexpr int decode_chains(int rows) {
+  int n = 8;
+  while (n > 2 && n * rows > S::MR * S::NV) n /= 2;
+  return n;
+}
+
+// Scores of B rows: products lane by lane into dots[key][row], then their sums.
+template <class S, class T, int B>
+static void decode_scores(const DecodeBlock& block, const T* k, Int64 k_row, float* dots, Ahead& ahead) {
+  using F = typename S::F;
+  constexpr int W = S::W, C = decode_chains<S>(B);
+  for (int i = 0; i < DECODE_KEYS; i += C) {
+    fetch(ahead);
+    F x[C][B];
+    UNROLL for (int a = 0; a < C; a++) {
+      UNROLL for (int g = 0; g < B; g++) x[a][g] = F(0.0f);
+    }
+    const T* row = k + i * k_row;
+    const float* q = block.q;
+    for (int t = 0; t < block.q_width; t += 2 * W) {
+      UNROLL for (int side = 0; side < 2; side++) {
+        F key[C];
+        UNROLL for (int a = 0; a < C; a++) key[a] = half_of<S>(row + a * k_row + t, side);
+        UNROLL for (int g = 0; g < B; g++) {
+          const F query = in_register(S::load(q));
+          q += W;
+          UNROLL for (int a = 0; a < C; a++) x[a][g] = fma(query, key[a], x[a][g]);
+        }
+      }
+    }
+    UNROLL for (int a = 0; a < C; a++) {
+      UNROLL for (int g = 0; g < B; g++) S::store(dots + ((i + a) * B + g) * W, x[a][g]);
+    }
+  }
+  for (int g = 0; g < B; g++) {
+    for (int i = 0; i < DECODE_KEYS; i += W) {
+      F r[W];
+      UNROLL for (int a = 0; a < W; a++) r[a] = S::load(dots + ((i + a) * B + g) * W);
+      S::store(block.scores + g * DECODE_KEYS + i, S::lane_sums(r));
+    }
+  }
+}
+
+// O += P V of B rows and n keys, C halves of 2 W elements at a time.
+template <class S, class T, int B, int C>
+FA_FN void decode_output_piece(const float* p, const T* v, Int64 v_row, int n, float* out) {
+  using F = typename S::F;
+  constexpr int W = S::W;
+  F x[C][B];
+  UNROLL for (int c = 0; c < C; c++) {
+    UNROLL for (int g = 0; g < B; g++) x[c][g] = S::load(out + (c * B + g) * W);
+  }
+  for (int i = 0; i < n; i++) {
+    F value[C];
+    UNROLL for (int c = 0; c < C; c++) value[c] = half_of<S>(v + c / 2 * 2 * W, c % 2);
+    UNROLL for (int g = 0; g < B; g++) {
+      const F weight = S::bcast(p + g * DECODE_KEYS + i);
+      UNROLL for (int c = 0; c < C; c++) x[c][g] = fma(weight, value[c], x[c][g]);
+    }
+    v += v_row;
+  }
+  UNROLL for (int c = 0; c < C; c++) {
+    UNROLL for (int g = 0; g < B; g++) S::store(out + (c * B + g) * W, x[c][g]);
+  }
+}
+template <class S, class T, int B>
+static void decode_output(const DecodeBlock& block, const T* v, Int64 v_row, int n, Ahead& ahead) {
+  constexpr int W = S::W, C = decode_chains<S>(B);
+  int t = 0;
+  for (; t + C * W <= block.out_width; t += C * W) {
+    fetch(ahead);
+    decode_output_piece<S, T, B, C>(block.scores, v + t, v_row, n, block.out + t * B);
+  }
+  for (; t < block.out_width; t += 2 * W) {
+    fetch(ahead);
+    decode_output_piece<S, T, B, 2>(block.scores, v + t, v_row, n, block.out + t * B);
+  }
+}
+template <class T>
+struct DecodeProducts {
+  void (*scores)(const DecodeBlock& block, const T* k, Int64 k_row, float* dots, Ahead& ahead);
+  void (*output)(const DecodeBlock& block, const T* v, Int64 v_row, int n, Ahead& ahead);
+};
+template <class S, class T>
+static DecodeProducts<T> decode_products(int rows) {
+  switch (rows) {
+    case 1: return {decode_scores<S, T, 1>, decode_output<S, T, 1>};
+    case 2: return {decode_scores<S, T, 2>, decode_output<S, T, 2>};
+    case 3: return {decode_scores<S, T, 3>, decode_output<S, T, 3>};
+    case 4: return {decode_scores<S, T, 4>, decode_output<S, T, 4>};
+    case 5: return {decode_scores<S, T, 5>, decode_output<S, T, 5>};
+    default: return {decode_scores<S, T, 6>, decode_output<S, T, 6>};
+  }
+}
+
+// One row of the task.
+struct DecodeRow {
+  int position, head;  // of its query
+  Interval<int> keys;  // that it sees among those of the task
+  float reference;     // what exponents are relative to, in log2 units
+  float *sum, *out;    // of probabilities, lane by lane; O
+  int out_step;        // from half to half
+};
+// What a task holds while it runs.
+template <class T>
+struct DecodeScratch {
+  DecodeRow* rows;
+  DecodeBlock* blocks;
+  float *q, *out, *scores, *sums, *dots, *bias;
+  T *k, *v;  // copied tiles
+  int blocks_of_head, q_width, out_width;
+  size_t bytes;
+};
+template <class S, class T>
+static DecodeScratch<T> decode_scratch(const Params& p, int kv_heads, int rows, void* base) {
+  const Int64 all = static_cast<Int64>(kv_heads) * rows;
+  DecodeScratch<T> r;
+  r.blocks_of_head = divide_up(rows, DECODE_BLOCK);
+  r.q_width = round_up(p.dim, 2 * S::W);
+  r.out_width = round_up(p.value_dim, 2 * S::W);
+  Scratch memory{static_cast<char*>(base)};
+  r.rows = memory.take<DecodeRow>(all);
+  r.blocks = memory.take<DecodeBlock>(kv_heads * r.blocks_of_head);
+  r.q = memory.take<float>(all * r.q_width);
+  r.out = memory.take<float>(all * r.out_width);
+  r.scores = memory.take<float>(all * DECODE_KEYS);
+  r.sums = memory.take<float>(all * S::W);
+  r.dots = memory.take<float>(DECODE_KEYS * DECODE_BLOCK * S::W);
+  r.bias = memory.take<float>(DECODE_KEYS);
+  r.k = memory.take<T>(DECODE_KEYS * r.q_width);
+  r.v = memory.take<T>(DECODE_KEYS * r.out_width);
+  r.bytes = memory.used;
+  return r;
+}
+
+template <class S>
+FA_FN typename S::I lanes_from(int first) {
+  typename S::I r;
+  UNROLL for (int i = 0; i < S::W; i++) r.x[i] = first + i;
+  return r;
+}
+
+template <class S, class B>
+static void decode_bias(const B* bias, Int64 step, int n, float* to) {
+  B tile[DECODE_KEYS] = {};
+  for (int i = 0; i < n; i++) tile[i] = bias[i * step];
+  for (int i = 0; i < DECODE_KEYS; i += S::W) S::store(to + i, S::widen(tile + i));
+}
+// attn_bias of keys [key, key + n) for one row, as floats.
+template <class S>
+static void load_bias_row(const Job& job, const Sequence& s, const DecodeRow& row, int key, int n, float* to) {
+  const BiasStrides b = job.params.bias;
+  const Int64 at = s.index * b.batch + row.head * b.head + row.position * b.row + key * b.key;
+  switch (job.bias_dtype) {
+    case DType::f16: return decode_bias<S>(array_of<const Half>(job, Role::bias) + at, b.key, n, to);
+    case DType::bf16: return decode_bias<S>(array_of<const Bf16>(job, Role::bias) + at, b.key, n, to);
+    case DType::f32: return decode_bias<S>(array_of<const float>(job, Role::bias) + at, b.key, n, to);
+    default: return decode_bias<S>(array_of<const Bool>(job, Role::bias) + at, b.key, n, to);
+  }
+}
+
+template <class S, unsigned F, int N>
+FA_FN void score_row(typename S::F (&x)[N], const Job& job, const Sequence& s, const DecodeRow& row, int key, const float* bias) {
+  using V = typename S::F;
+  using I = typename S::I;
+  const V slope((F & ALIBI) != 0 ? array_of<const float>(job, Role::slopes)[s.index * job.params.slopes_batch + row.head] : 0.0f);
+  UNROLL for (int i = 0; i < N; i++) {
+    const V distance = to_float(abs(I(row.position + s.mask.shift) - lanes_from<S>(key + i * S::W)));
+    x[i] = score<F>(x[i], job.params.score, slope, distance, (F & BIAS) != 0 ? S::load(bias + i * S::W) : V(0.0f));
+  }
+}
+template <class S, int N>
+__attribute__((noinline)) static void change_scores(typename S::F (&x)[N], const Job& job, const Sequence& s, const DecodeRow& row, int key,
+                                                    int n, float* bias) {
+  if ((job.features & BIAS) != 0) load_bias_row<S>(job, s, row, key, n, bias);
+  switch (job.features & (SOFTCAP | ALIBI | BIAS)) {
+    case 0: return score_row<S, NATURAL>(x, job, s, row, key, bias);
+    case 1: return score_row<S, 1>(x, job, s, row, key, bias);
+    case 2: return score_row<S, 2>(x, job, s, row, key, bias);
+    case 3: return score_row<S, 3>(x, job, s, row, key, bias);
+    case 4: return score_row<S, 4>(x, job, s, row, key, bias);
+    case 5: return score_row<S, 5>(x, job, s, row, key, bias);
+    case 6: return score_row<S, 6>(x, job, s, row, key, bias);
+    default: return score_row<S, 7>(x, job, s, row, key, bias);
+  }
+}
+template <class S, int N>
+__attribute__((noinline)) static void drop_row(typename S::F (&x)[N], const Job& job, const Sequence& s, const DecodeRow& row, int key) {
+  using U = typename S::U;
+  const Params& p = job.params;
+  const U head(static_cast<unsigned>(s.index * p.heads + row.head)), position(static_cast<unsigned>(row.position + p.q_offset));
+  UNROLL for (int i = 0; i < N; i++) {
+    const U here = to_unsigned(lanes_from<S>(key + p.k_offset + i * S::W));
+    x[i] = select(keeps(p.dropout, job.seed, head, position, here), x[i], typename S::F(0.0f));
+  }
+}
+// The reference becomes the highest lane of `top`; what has been summed shrinks.
+template <class S>
+__attribute__((noinline)) static void raise_reference(DecodeRow& row, int out_width, typename S::F top) {
+  float highest = top.x[0];
+  for (int i = 1; i < S::W; i++) highest = max(highest, top.x[i]);
+  const typename S::F factor(rescale(row.reference, highest));
+  row.reference = highest;
+  S::store(row.sum, factor * S::load(row.sum));
+  float* out = row.out;
+  for (int t = 0; t < out_width; t += S::W, out += row.out_step) S::store(out, factor * S::load(out));
+}
+
+// Products of one row and keys [key, key + n) of a tile become probabilities.
+template <class S>
+static void weigh_row(DecodeRow& row, const Job& job, const Sequence& s, int key, int n, int out_width, float* scores, float* bias) {
+  using F = typename S::F;
+  using I = typename S::I;
+  constexpr int W = S::W, N = DECODE_KEYS / W;
+  F x[N];
+  UNROLL for (int i = 0; i < N; i++) x[i] = S::load(scores + i * W);
+  F unit(score_unit<0>(job.params.score));
+  if ((job.features & CHANGES_SCORE) != 0) {
+    change_scores<S>(x, job, s, row, key, n, bias);
+    unit = F(score_unit<NATURAL>(job.params.score));
+  }
+  if (row.keys.first > key || row.keys.end < key + DECODE_KEYS || n < DECODE_KEYS) {
+    const I before(row.keys.first - 1), end(min(row.keys.end, key + n));
+    UNROLL for (int i = 0; i < N; i++) {
+      const I here = lanes_from<S>(key + i * W);
+      x[i] = select((here > before) & (end > here), x[i] * unit, F(hidden()));
+    }
+    unit = F(1.0f);
+  }
+  F top = x[0];
+  UNROLL for (int i = 1; i < N; i++) top = max(top, x[i]);
+  top = top * unit;
+  if (__builtin_expect(any(top > F(row.reference + 16.0f)), 0)) raise_reference<S>(row, out_width, top);
+  UNROLL for (int i = 0; i < N; i++) x[i] = fma(x[i], unit, F(0.0f - row.reference));
+  exp2_of(x);
+  F sum = S::load(row.sum);
+  UNROLL for (int i = 0; i < N; i++) sum = sum + x[i];
+  S::store(row.sum, sum);
+  if ((job.features & DROPOUT) != 0) drop_row<S>(x, job, s, row, key);
+  UNROLL for (int i = 0; i < N; i++) S::store(scores + i * W, x[i]);
+}
+
+// A row of Q as floats in the order of half_of(), zeros behind its elements.
+template <class S, class T>
+static void load_query(const T* row, int dim, int width, float* q, int step) {
+  constexpr int W = S::W;
+  for (int t = 0; t < width; t += 2 * W) {
+    const T* from = row + t;
+    T tail[2 * W] = {};
+    if (t + 2 * W > dim) {
+      __builtin_memcpy(tail, from, sizeof(T) * static_cast<size_t>(dim - t));
+      from = tail;
+    }
+    for (int side = 0; side < 2; side++, q += step) S::store(q, half_of<S>(from, side));
+  }
+}
+// O of a row times `factor`, into the caller's array.
+template <class S, class T, class Out>
+static void store_output(const DecodeRow& row, float factor, int dim, Out* to) {
+  constexpr int W = S::W;
+  const float* out = row.out;
+  for (int t = 0; t < dim; t += 2 * W) {
+    alignas(64) float piece[2 * W];
+    for (int side = 0; side < 2; side++, out += row.out_step) {
+      for (int l = 0; l < W; l++) piece[element_of<S>(static_cast<const T*>(nullptr), side, l)] = factor * out[l];
+    }
+    for (int side = 0; side < 2; side++) narrow_lanes<S>(to, t + side * W, dim, S::load(piece + side * W));
+  }
+}
+
+// Rows and blocks of kv heads [head0, head0 + kv_heads), Q loaded, O and sums zero.
+template <class S, class T>
+static void begin_rows(const DecodeScratch<T>& w, const Job& job, const Sequence& s, int head0, int kv_heads, Interval<int> keys) {
+  const Params& p = job.params;
+  const int rows = s.mask.rows * p.group;
+  const T* queries = array_of<const T>(job, Role::q);
+  __builtin_memset(w.out, 0, sizeof(float) * static_cast<size_t>(kv_heads * rows * w.out_width));
+  __builtin_memset(w.sums, 0, sizeof(float) * static_cast<size_t>(kv_heads * rows * S::W));
+  for (int b = 0; b < kv_heads * w.blocks_of_head; b++) {
+    const int kv_head = b / w.blocks_of_head, part = b % w.blocks_of_head;
+    const int first = rows * part / w.blocks_of_head, end = rows * (part + 1) / w.blocks_of_head;  // as equal as they come
+    const int row = kv_head * rows + first, step = (end - first) * S::W;
+    const DecodeBlock block{w.q + row * w.q_width, w.out + row * w.out_width, w.scores + row * DECODE_KEYS, w.q_width, w.out_width, row,
+                            end - first};
+    w.blocks[b] = block;
+    for (int g = 0; g < block.rows; g++) {
+      const int position = (first + g) / p.group, head = (head0 + kv_head) * p.group + (first + g) % p.group;
+      const Interval<int> seen = visible_keys(s.mask, position);
+      w.rows[row + g] = DecodeRow{position,
+                                  head,
+                                  {max(seen.first, keys.first), min(seen.end, keys.end)},
+                                  no_maximum(),
+                                  w.sums + (row + g) * S::W,
+                                  block.out + g * S::W,
+                                  step};
+      load_query<S>(queries + row_offset(p.q, s, position, head), p.dim, w.q_width, block.q + g * S::W, step);
+    }
+  }
+}
+
+// O = O / sum and the log-sum-exp of each row, as a partial result or, without part_out, as the result itself.
+template <class S, class T>
+static void finish_rows(const DecodeScratch<T>& w, const Job& job, const Task& task, const Sequence& s, int rows) {
+  const Params& p = job.params;
+  float* part_out = array_of<float>(job, Role::part_out);
+  float* lse = array_of<float>(job, part_out != nullptr ? Role::part_lse : Role::lse);
+  const Int64 part = part_out != nullptr ? task.part * job.part_rows : 0;
+  const void* sinks = (job.features & SINK) != 0 && task.part == 0 ? array_of<const void>(job, Role::sink) : nullptr;
+  for (int r = 0; r < rows; r++) {
+    const DecodeRow& row = w.rows[r];
+    float sum = row.sum[0];
+    for (int l = 1; l < S::W; l++) sum += row.sum[l];
+    Softmax<float> state{row.reference, sum};
+    if (sinks != nullptr) state = add_sink(state, element<S>(sinks, job.sink_dtype, row.head));
+    float factor = rescale(row.reference, state.max) * inverse_sum(state);
+    if ((job.features & DROPOUT) != 0) factor *= p.keep_scale;
+    if (lse != nullptr) lse[part + s.lse_base + row.head * p.lse_head + row.position] = log_sum_exp(state);
+    const Int64 at = row_offset(p.out, s, row.position, row.head);
+    if (part_out != nullptr) {  // a part whose lse is -inf counts for nothing
+      if (state.sum > 0.0f) store_output<S, T>(row, factor, p.value_dim, part_out + part * p.value_dim + at);
+    } else if (job.out_dtype == job.dtype) {
+      store_output<S, T>(row, factor, p.value_dim, array_of<T>(job, Role::out) + at);
+    } else {
+      store_output<S, T>(row, factor, p.value_dim, array_of<float>(job, Role::out) + at);
+    }
+  }
+}
+
+// K or V of all kv heads of a task, tile by tile.
+template <class T>
+struct DecodeSource {
+  KeyRows<T> rows;
+  Int64 head;      // from kv head to kv head
+  int dim, width;  // elements of a row, without and with padding
+  T* copy;         // room for a tile
+};
+template <class T>
+FA_FN int slot_after(const KeyRows<T>& rows, int key) {  // slots of key's page from it on
+  return rows.page_size == 0 ? 1 << 30 : rows.page_size - slot_of(rows.first + key, rows.page_size);
+}
+template <class T>
+FA_FN bool in_place(const DecodeSource<T>& source, int key, int n) {
+  return n == DECODE_KEYS && source.dim == source.width && slot_after(source.rows, key) >= n;
+}
+// Zeros in all that is padding, and in rows whose bit of `skipped` is set.
+template <class T>
+static const T* copy_tile(const DecodeSource<T>& source, int kv_head, int key, int n, unsigned skipped) {
+  __builtin_memset(source.copy, 0, sizeof(T) * static_cast<size_t>(DECODE_KEYS * source.width));
+  for (int i = 0; i < n; i++) {
+    if ((skipped >> i & 1u) != 0) continue;
+    __builtin_memcpy(source.copy + i * source.width, source.rows.at(key + i) + kv_head * source.head,
+                     sizeof(T) * static_cast<size_t>(source.dim));
+  }
+  return source.copy;
+}
+// Brings keys [key, key + n), as far as they lie in one page, near within `calls` calls of fetch().
+template <class T>
+FA_FN void aim(Ahead& ahead, const DecodeSource<T>& source, int kv_heads, int key, int n, int calls) {
+  ahead.lines = 0;
+  if (n <= 0) return;
+  const KeyRows<T>& rows = source.rows;
+  const Int64 bytes = ((kv_heads - 1) * source.head + source.dim) * static_cast<Int64>(sizeof(T));
+  ahead.step = rows.row * static_cast<Int64>(sizeof(T));
+  ahead.rows = min(n, slot_after(rows, key));
+  Int64 run = bytes;
+  if (ahead.step == bytes) {  // rows without gaps are one long row
+    run *= ahead.rows;
+    ahead.rows = 1;
+  }
+  ahead.at = reinterpret_cast<const char*>(rows.at(key));
+  ahead.end = ahead.at + run;
+  ahead.gap = ahead.step - run;
+  ahead.lines = divide_up(divide_up(static_cast<int>(run), 64) * ahead.rows, calls);
+}
+
+// Keys of a tile that no row of a kv head gives any weight: their V may be anything.
+template <class S>
+static unsigned weightless(const float* p, int rows, int n) {
+  unsigned r = 0;
+  for (int i = 0; i < n; i++) {
+    bool some = false;
+    for (int g = 0; g < rows; g++) some = some || p[g * DECODE_KEYS + i] != 0.0f;
+    if (!some) r |= 1u << i;
+  }
+  return r;
+}
+
+template <class S, class T>
+static void decode(const Job& job, const Task& task, void* memory) {
+  const Params& p = job.params;
+  const Sequence& s = job.sequences[task.sequence];
+  const int head0 = max(task.head, 0), kv_heads = task.head < 0 ? p.kv_heads : 1, rows = s.mask.rows * p.group;
+  if (rows <= 0) return;
+  const DecodeScratch<T> w = decode_scratch<S, T>(p, kv_heads, rows, memory);
+  const Interval<int> any = any_visible(s.mask, 0, s.mask.rows - 1), keys{max(task.first, any.first), min(task.end, any.end)};
+  begin_rows<S>(w, job, s, head0, kv_heads, keys);
+  const int most = divide_up(rows, w.blocks_of_head), blocks = kv_heads * w.blocks_of_head;
+  const DecodeProducts<T> few = decode_products<S, T>(rows / w.blocks_of_head), many = decode_products<S, T>(most);
+  const DecodeSource<T> k{key_rows<T>(job, s, Role::k, p.k, head0), p.k.head, p.dim, w.q_width, w.k};
+  const DecodeSource<T> v{key_rows<T>(job, s, Role::v, p.v, head0), p.v.head, p.value_dim, w.out_width, w.v};
+  const int k_calls = blocks * divide_up(w.out_width, decode_chains<S>(most) * S::W);
+  const int v_calls = blocks * (DECODE_KEYS / decode_chains<S>(most));
+  Ahead ahead_k{}, ahead_v{};
+
+  for (int key = keys.first, n; key < keys.end; key += n) {
+    // Tiles begin at multiples of their size among the rows of the array, so that pages of such sizes hold whole ones.
+    n = min(DECODE_KEYS - (k.rows.first + key) % DECODE_KEYS, keys.end - key);
+    aim(ahead_v, v, kv_heads, key, n, v_calls);
+    for (int h = 0; h < kv_heads; h++) {
+      const bool direct = in_place(k, key, n);
+      const T* tile = direct ? k.rows.at(key) + h * k.head : copy_tile(k, h, key, n, 0);
+      for (int b = h * w.blocks_of_head; b < (h + 1) * w.blocks_of_head; b++) {
+        const DecodeBlock& block = w.blocks[b];
+        (block.rows == most ? many : few).scores(block, tile, direct ? k.rows.row : k.width, w.dots, ahead_v);
+      }
+    }
+    for (int r = 0; r < kv_heads * rows; r++) weigh_row<S>(w.rows[r], job, s, key, n, w.out_width, w.scores + r * DECODE_KEYS, w.bias);
+    const int next = key + n;
+    aim(ahead_k, k, kv_heads, next, min(DECODE_KEYS, keys.end - next), k_calls);
+    for (int h = 0; h < kv_heads; h++) {
+      const unsigned skipped = (job.features & BIAS) != 0 ? weightless<S>(w.scores + h * rows * DECODE_KEYS, rows, n) : 0u;
+      const bool direct = skipped == 0 && in_place(v, key, n);
+      const T* tile = direct ? v.rows.at(key) + h * v.head : copy_tile(v, h, key, n, skipped);
+      for (int b = h * w.blocks_of_head; b < (h + 1) * w.blocks_of_head; b++) {
+        const DecodeBlock& block = w.blocks[b];
+        (block.rows == most ? many : few).output(block, tile, direct ? v.rows.row : v.width, n, ahead_k);
+      }
+    }
+  }
+  finish_rows<S>(w, job, task, s, kv_heads * rows);
+}
+
+template <class S, class T>
+static size_t decode_scratch_bytes(const Job& job) {
+  const Params& p = job.params;
+  return decode_scratch<S, T>(p, p.kv_heads, p.mask.rows * p.group, nullptr).bytes;
+}
+// Keys of a task.
+template <class S>
+static int decode_task_rows(const Job& job, int) {
+  return job.params.split_keys;
+}
+}  // namespace
+}  // namespace fa::cpu

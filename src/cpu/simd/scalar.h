@@ -1,0 +1,96 @@
+// The baseline of any machine: 4 lanes of GCC's vector extension (SSE2 on x86-64, NEON on aarch64), no header of any instruction set.
+// The vocabulary is that of avx2.h. Register block 6 x 2: 15 of 16 registers.
+#pragma once
+#include "cpu/simd/vector.h"
+
+namespace fa::cpu {
+namespace {
+
+using Float4 = Vec<float, 4>;
+FA_FN Float4 fma(Float4 a, Float4 b, Float4 c) { return a.x * b.x + c.x; }
+FA_FN bool any(Flags<4> c) { return (c.x[0] | c.x[1] | c.x[2] | c.x[3]) != 0; }
+
+struct Scalar {
+  using F = Float4;
+  using I = Vec<int, 4>;
+  using U = Vec<unsigned, 4>;
+  using Lane = float;
+  static constexpr int W = 4, MR = 6, NV = 2, STEP = 1;
+  static constexpr bool FOLD_SCALE = true;
+
+  static FA_INLINE F load(const float* p) { return load_any<F>(p); }
+  static FA_INLINE I load(const int* p) { return load_any<I>(p); }
+  static FA_INLINE U load(const unsigned* p) { return load_any<U>(p); }
+  static FA_INLINE void store(float* p, F v) { store_any(p, v); }
+  static FA_INLINE F bcast(const float* p) { return F(*p); }
+  static FA_INLINE F dot(F a, F b, F c) { return fma(a, b, c); }
+
+  static FA_INLINE F widen(const float* p) { return load_any<F>(p); }
+  static FA_INLINE F widen(const Bf16* p) { return as_float(gather(p) << 16); }
+  // Exponents are re-biased by one multiplication, which is exact and brings subnormals along; infinities and NaNs keep their exponent.
+  static FA_INLINE F widen(const Half* p) {
+    const U h = gather(p);
+    const U magnitude = (h & U(0x7fffu)) << 13;
+    const U scaled = bits_of(as_float(magnitude) * F(0x1p112f));
+    return as_float(select(magnitude >= U(0x7c00u << 13), magnitude | U(0x7f800000u), scaled) | ((h & U(0x8000u)) << 16));
+  }
+  static FA_INLINE F widen(const Bool* p) {
+    F r;
+    UNROLL for (int i = 0; i < W; i++) r.x[i] = p[i].value != 0 ? 0.0f : minus_infinity();
+    return r;
+  }
+  static FA_INLINE void narrow(float* p, F v) { store_any(p, v); }
+  static FA_INLINE void narrow(Bf16* p, F v) {
+    const U u = bits_of(v);
+    const U rounded = (u + U(0x7fffu) + ((u >> 16) & U(1u))) >> 16;
+    scatter(p, select((u & U(0x7fffffffu)) > U(0x7f800000u), U(0x7fc0u), rounded));
+  }
+  // Nearest even: normal results by adding half a unit to the bits, subnormal ones by an addition that leaves them at the low end.
+  static FA_INLINE void narrow(Half* p, F v) {
+    const U u = bits_of(v), sign = (u >> 16) & U(0x8000u), magnitude = u & U(0x7fffffffu);
+    const U normal = (magnitude + U(0xc8000fffu) + ((magnitude >> 13) & U(1u))) >> 13;
+    const U tiny = bits_of(as_float(magnitude) + F(0.5f)) - U(0x3f000000u);
+    const U finite = select(magnitude < U(0x38800000u), tiny, normal);
+    const U large = select(magnitude > U(0x7f800000u), U(0x7e00u), U(0x7c00u));
+    scatter(p, sign | select(magnitude >= U(0x477ff000u), large, finite));
+  }
+
+  template <class T>
+  static FA_INLINE F lanes(const T* p) {
+    return widen(p);
+  }
+  static FA_INLINE F load_lanes(const float* p) { return load(p); }
+  static FA_INLINE void store_lanes(float* p, F v) { store(p, v); }
+  static FA_INLINE void store_p(float* p, F v, F) { store(p, v); }
+  static FA_INLINE void scale_p(float* p, F factor) { store(p, factor * load(p)); }
+  static FA_INLINE void keep_p(float* p, int, Flags<W> keep) { store(p, select(keep, load(p), F(0.0f))); }
+
+  static FA_INLINE void transpose(F (&r)[W]) {
+    F t[W];
+    UNROLL for (int i = 0; i < W; i++) {
+      UNROLL for (int j = 0; j < W; j++) t[i].x[j] = r[j].x[i];
+    }
+    UNROLL for (int i = 0; i < W; i++) r[i] = t[i];
+  }
+  static FA_INLINE F lane_sums(const F (&r)[W]) {
+    F t[W];
+    UNROLL for (int i = 0; i < W; i++) t[i] = r[i];
+    transpose(t);
+    return (t[0] + t[1]) + (t[2] + t[3]);
+  }
+  static FA_INLINE void prefetch_far(const void* p) { __builtin_prefetch(p, 0, 2); }
+
+ private:
+  template <class T>
+  static FA_INLINE U gather(const T* p) {
+    U r;
+    UNROLL for (int i = 0; i < W; i++) r.x[i] = p[i].bits;
+    return r;
+  }
+  template <class T>
+  static FA_INLINE void scatter(T* p, U v) {
+    UNROLL for (int i = 0; i < W; i++) p[i].bits = static_cast<uint16_t>(v.x[i]);
+  }
+};
+}  // namespace
+}  // namespace fa::cpu
