@@ -1,0 +1,64 @@
+"""python -m flash_attn: what was found on this machine, and what is missing."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import platform
+import sys
+
+
+def _version(module: str, distribution: str | None = None) -> str:
+    try:
+        return importlib.metadata.version(distribution or module)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _other_distribution() -> str | None:
+    """A second package that provides the module flash_attn: the registry's CUDA-only one has the same name."""
+    owners = importlib.metadata.packages_distributions().get("flash_attn", [])
+    if len(owners) > 1:
+        return f"several distributions provide flash_attn ({', '.join(owners)}): uninstall all of them, then install one."
+    try:
+        files = importlib.metadata.files("flash-attn") or []
+    except importlib.metadata.PackageNotFoundError:
+        return "imported from a checkout, not from an installed package."
+    if not any(str(file).endswith(".so") and "_core" in str(file) for file in files):
+        return "the installed distribution flash-attn is another project's: pip uninstall flash-attn, then install this one."
+    return None
+
+
+def main() -> int:
+    import flash_attn
+    from flash_attn import _core
+
+    print(
+        f"flash_attn {flash_attn.__version__} (distribution {_version('flash-attn')}), {platform.platform()}, Python {platform.python_version()}"
+    )
+    warning = _other_distribution()
+    if warning:
+        print(f"  note: {warning}")
+    print("backends")
+    try:
+        print(f"  CPU    ready: instruction set {_core.isa()}, {_core.threads()} threads")
+    except ValueError as error:
+        print(f"  CPU    {error}")
+    present = {row["backend"] for row in _core.kernel_table()}
+    for backend in ("cuda", "metal", "rocm"):
+        if backend not in present:
+            print(f"  {backend.upper() if backend == 'cuda' else backend.capitalize():6} not in this release")
+    print("frameworks")
+    for module, note in (
+        ("numpy", "NumPy arrays: all seven functions, explicit gradients"),
+        ("ml_dtypes", "bfloat16 for NumPy"),
+        ("mlx", "MLX arrays (pip install 'flash-attn[mlx]')"),
+        ("torch", "PyTorch tensors"),
+        ("jax", "JAX arrays: not in this release"),
+    ):
+        print(f"  {module:10} {_version(module):14} {note}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

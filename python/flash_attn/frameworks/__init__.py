@@ -1,0 +1,55 @@
+"""One file for each kind of arrays; a framework is imported when the first of its arrays arrives, never before."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flash_attn.frameworks.base import Framework
+
+
+# Import statements, not importlib: torch.compile, which may see the very first call, can follow only those.
+def _numpy() -> Framework:
+    from flash_attn.frameworks.numpy import FRAMEWORK
+
+    return FRAMEWORK
+
+
+def _torch() -> Framework:
+    from flash_attn.frameworks.torch import FRAMEWORK
+
+    return FRAMEWORK
+
+
+def _mlx() -> Framework:
+    from flash_attn.frameworks.mlx import FRAMEWORK
+
+    return FRAMEWORK
+
+
+# (module, name) of an array's type or of one of its bases -> what imports our file
+_FILES = {("numpy", "ndarray"): _numpy, ("torch", "Tensor"): _torch, ("mlx.core", "array"): _mlx}
+_LATER = {("jaxlib", "ArrayImpl"): "JAX", ("jax", "Tracer"): "JAX"}
+_by_type: dict[type, Framework] = {}
+
+
+def of(array: Any, function: str, argument: str) -> Framework:
+    """The framework of an array; TypeError if it is not an array of one we know."""
+    kind = type(array)
+    framework = _by_type.get(kind)
+    if framework is None:
+        framework = _by_type[kind] = _find(kind, function, argument)
+    return framework
+
+
+def _find(kind: type, function: str, argument: str) -> Framework:
+    for base in kind.__mro__:
+        load = _FILES.get((base.__module__, base.__name__))
+        if load:
+            return load()
+    for base in kind.__mro__:
+        name = _LATER.get((base.__module__.partition(".")[0], base.__name__))
+        if name:
+            raise NotImplementedError(
+                f"[{function}] {argument}: expected a NumPy, PyTorch or MLX array, found one of {name}, which this release does not take."
+            )
+    raise TypeError(f"[{function}] {argument}: expected a NumPy, PyTorch or MLX array, found {kind.__module__}.{kind.__qualname__}.")

@@ -1,0 +1,74 @@
+"""What a framework supplies: views of its arrays, memory for results, seeds, and how its autograd wraps our operations."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+from flash_attn import _core
+from flash_attn.call import DTYPE_NAMES, Arrays, Options, Role
+
+
+class Framework:
+    """One subclass a file, found by the module name of the array's type. Methods with a body are defaults for CPU arrays."""
+
+    name: str  # as errors say it: "NumPy"
+
+    def owns(self, array: Any) -> bool:
+        """Whether this is an array of the framework."""
+        raise NotImplementedError
+
+    def dtype_code(self, dtype: Any) -> int | None:
+        """The core's code of a dtype, or None if it has none. Takes the framework's dtypes and, where usual, their names."""
+        raise NotImplementedError
+
+    def view(self, array: Any, writable: bool = False) -> _core.View:
+        """A view that keeps the array's memory while it lives. BufferError if it shall be written and cannot."""
+        raise NotImplementedError
+
+    def empty(self, shape: list[int], code: int, like: Any) -> Any:
+        """An uninitialised array for a result, on the device of ``like``."""
+        raise NotImplementedError
+
+    def contiguous(self, array: Any) -> Any:
+        """The same values with contiguous memory, aligned to the element."""
+        raise NotImplementedError
+
+    def seed(self, like: Any) -> Any:
+        """A SEED array, uint32[4] or int64[2], drawn from the framework's own generator."""
+        raise NotImplementedError
+
+    def attention(self, function: str, arrays: Arrays, options: Options) -> tuple[Any, Any, Any]:
+        """(out, lse, probabilities or None), differentiable by the framework's autograd if it has one."""
+        raise NotImplementedError
+
+    def append(self, function: str, arrays: Arrays, options: Options) -> Any:
+        """Writes new keys and values into the caches in place and returns the queries, turned if there is rotary."""
+        from flash_attn import engine
+
+        return engine.append_in_place(self, function, arrays, options)
+
+    def execute(self, prepared: _core.Prepared, arrays: Arrays, views: list) -> Arrays:
+        """Allocates what a prepared call writes and the caller did not bring, runs it, and returns all of it by role."""
+        like = next(iter(arrays.values()))
+        results: Arrays = {}
+        for role, code, shape in prepared.outputs:
+            given = arrays.get(role)
+            results[role] = self.empty(shape, code, like) if given is None else given
+        outputs = [(role, self.view(array, writable=True)) for role, array in results.items()]
+        _core.run(prepared, outputs, threading.get_ident() == threading.main_thread().ident)
+        return results
+
+    def describe_dtype(self, array: Any) -> str:
+        """A dtype as errors say it."""
+        return str(array.dtype)
+
+    def supported_dtypes(self) -> str:
+        """For errors."""
+        return ", ".join(DTYPE_NAMES.values())
+
+
+# Roles whose memory may have any strides with a contiguous last axis; all others are contiguous. Neither is asked of the user: copies
+# are made, except of arrays that are written in place.
+STRIDED = frozenset({Role.Q, Role.K, Role.V, Role.OUT, Role.DOUT, Role.DQ, Role.DK, Role.DV, Role.BIAS, Role.NEW_K, Role.NEW_V, Role.PAGES})
+WRITTEN = frozenset({Role.OUT, Role.LSE, Role.DQ, Role.DK, Role.DV, Role.DELTA, Role.DBIAS, Role.DSINK})

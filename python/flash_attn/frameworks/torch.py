@@ -1,0 +1,243 @@
+"""PyTorch tensors, on any device: eager calls go straight to the core, traced ones through the operators of torch_ops.py."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.autograd import forward_ad
+
+from flash_attn import _core, torch_ops
+from flash_attn.call import DTYPES, Arrays, Options, Pass, Role
+from flash_attn.engine import FORWARD_ROLES, GRADIENTS
+from flash_attn.frameworks.base import Framework
+
+_EXACT = frozenset({torch.Tensor, torch.nn.Parameter})  # types that hide nothing from us; subclasses take the dispatcher
+_FLOATS = frozenset({torch.float16, torch.bfloat16, torch.float32})
+_GRADIENT_OF = {source: gradient for gradient, source in GRADIENTS.items()}
+_CACHE_ARGUMENTS = (Role.NEW_K, Role.NEW_V, Role.COS, Role.SIN)
+_dispatch_modes = torch._C._len_torch_dispatch_stack
+_transforms = torch._C._functorch.peek_interpreter_stack
+_tracing = torch._C._get_tracing_state
+_any_autocast = getattr(torch._C, "_is_any_autocast_enabled", lambda: True)
+
+
+class Torch(Framework):
+    name = "PyTorch"
+
+    def owns(self, array: Any) -> bool:
+        return isinstance(array, torch.Tensor)
+
+    def dtype_code(self, dtype: Any) -> int | None:
+        return DTYPES.get(dtype) if isinstance(dtype, str) else torch_ops.CODES.get(dtype)
+
+    def view(self, array: Any, writable: bool = False) -> _core.View:
+        return torch_ops.view(array)
+
+    def empty(self, shape: list[int], code: int, like: Any) -> torch.Tensor:
+        return like.new_empty(shape, dtype=torch_ops.BY_CODE[code])
+
+    def contiguous(self, array: Any) -> torch.Tensor:
+        return array.contiguous()
+
+    def namespace(self) -> torch_ops.Namespace:
+        return torch_ops.Namespace()
+
+    def unpack(self, array: Any, axis: int) -> tuple[torch.Tensor, ...]:
+        return array.unbind(axis)  # one node for autograd, whose gradient is one stack
+
+    def describe_dtype(self, array: Any) -> str:
+        return str(array.dtype).removeprefix("torch.")
+
+    def seed(self, like: Any) -> torch.Tensor:
+        # out of place, so that torch.func's rules for randomness hold
+        drawn = torch.randint(0, 2**63 - 1, (1,), dtype=torch.int64, device=like.device)
+        return drawn * torch.arange(1, -1, -1, device=like.device)  # offset 0
+
+    def attention(self, function: str, arrays: Arrays, options: Options) -> tuple[Any, Any, Any]:
+        if torch.compiler.is_compiling():
+            return _traced(function, _cast(arrays, arrays[Role.Q]), options)
+        if _any_autocast():
+            arrays = _cast(arrays, arrays[Role.Q])
+        if not _eager(arrays):
+            return _traced(function, arrays, options)
+        if torch.is_grad_enabled() and _wants_gradients(arrays):
+            results = _Attention.apply(function, options, tuple(arrays), *arrays.values())
+            return results if len(results) == 3 else (*results, None)
+        results = torch_ops.run(function, Pass.FORWARD, arrays, options)
+        return results[Role.OUT], results[Role.LSE], results.get(Role.PROBABILITIES)
+
+    def with_kvcache(self, function: str, arrays: Arrays, options: Options) -> tuple[Any, Any]:
+        arrays = _cast_to_cache(arrays)
+        writes = any(role in arrays for role in _CACHE_ARGUMENTS)
+        if writes and torch.is_grad_enabled():
+            for role in (Role.K, Role.V):
+                if arrays[role].requires_grad:
+                    raise ValueError(
+                        f"[{function}] {_core.argument_name(function, role)}: expected a cache that does not require grad, for it is "
+                        "written in place, found one that does."
+                    )
+        if torch.compiler.is_compiling() or not _eager(arrays):
+            _check_tensors(function, arrays)
+            if writes:
+                return torch.ops.flash_attn.with_kvcache(function, *torch_ops.flatten(torch_ops.CACHE_ROLES, arrays, options))
+            return _traced(function, arrays, options)[:2]
+        if torch.is_grad_enabled() and any(x.requires_grad for x in arrays.values()):
+            return _WithoutGradients.apply(function, options, tuple(arrays), *arrays.values())
+        return torch_ops.run_with_kvcache(function, arrays, options)
+
+    def backward(self, function: str, arrays: Arrays, options: Options, written: int) -> Arrays:
+        """Gradients written into arrays that the caller brought (bits of their roles in `written`), for callers with their own autograd."""
+        return torch_ops.run(function, Pass.BACKWARD, torch_ops.materialised(arrays), options, written)
+
+
+# ---------------------------------------------------------------------------------------------------------- which way to go
+
+
+def _eager(arrays: Arrays) -> bool:
+    """Whether these are tensors with memory, and nobody is watching what is done with them."""
+    if _dispatch_modes() or _transforms() is not None or forward_ad._current_level >= 0 or _tracing() is not None:
+        return False
+    for x in arrays.values():
+        if type(x) not in _EXACT or x.is_meta or x.is_neg():
+            return False
+    return True
+
+
+def _wants_gradients(arrays: Arrays) -> bool:
+    if arrays[Role.Q].requires_grad or arrays[Role.K].requires_grad or arrays[Role.V].requires_grad:
+        return True
+    return any(role in arrays and arrays[role].requires_grad for role in (Role.BIAS, Role.SINK))
+
+
+def _cast(arrays: Arrays, like: Any) -> Arrays:
+    """q, k and v in the dtype of autocast, where it is on; slopes, biases and sinks keep theirs."""
+    if not isinstance(like, torch.Tensor):
+        return arrays
+    device = like.device.type
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+        return arrays
+    dtype = torch.get_autocast_dtype(device)
+    changed = {role: arrays[role].to(dtype) for role in (Role.Q, Role.K, Role.V) if _differs(arrays.get(role), dtype)}
+    return {**arrays, **changed}
+
+
+def _cast_to_cache(arrays: Arrays) -> Arrays:
+    """Under autocast, what is not the cache in the dtype of the cache, which must stay where it is."""
+    cache = arrays[Role.K]
+    if not isinstance(cache, torch.Tensor) or not _any_autocast() or not torch.is_autocast_enabled(cache.device.type):
+        return arrays
+    roles = (Role.Q, *_CACHE_ARGUMENTS)
+    return {**arrays, **{role: arrays[role].to(cache.dtype) for role in roles if _differs(arrays.get(role), cache.dtype)}}
+
+
+def _differs(x: Any, dtype: torch.dtype) -> bool:
+    return isinstance(x, torch.Tensor) and x.dtype in _FLOATS and x.dtype != dtype
+
+
+def _check_tensors(function: str, arrays: Arrays) -> None:
+    for role, x in arrays.items():
+        if not isinstance(x, torch.Tensor):
+            raise TypeError(
+                f"[{function}] {_core.argument_name(function, role)}: expected a PyTorch array like the others, "
+                f"found {type(x).__module__}.{type(x).__qualname__}."
+            )
+
+
+def _traced(function: str, arrays: Arrays, options: Options) -> tuple[Any, Any, Any]:
+    """For torch.compile, torch.export, torch.func, fake and meta tensors, subclasses, dispatch modes."""
+    _check_tensors(function, arrays)
+    if not torch.compiler.is_compiling() and _forward_mode(arrays):
+        return _formula(function, arrays, options)
+    flat = torch_ops.flatten(FORWARD_ROLES, arrays, options)
+    out, lse, probabilities = torch.ops.flash_attn.forward(function, *flat)
+    return out, lse, probabilities if options.wants >> Role.PROBABILITIES & 1 else None
+
+
+def _forward_mode(arrays: Arrays) -> bool:
+    """Whether forward-mode derivatives are asked for: no kernel computes them, the plain formula does."""
+    if any(level.key() == torch._C._functorch.TransformType.Jvp for level in torch._C._functorch.get_interpreter_stack() or ()):
+        return True
+    if forward_ad._current_level < 0:
+        return False
+    return any(forward_ad.unpack_dual(x).tangent is not None for x in arrays.values() if x.is_floating_point())
+
+
+def _formula(function: str, arrays: Arrays, options: Options) -> tuple[Any, Any, Any]:
+    from flash_attn import formula
+
+    torch_ops.check_fake(function, Pass.FORWARD, arrays, options)
+    results = formula.run(torch_ops.Namespace(arrays[Role.Q].device), Pass.FORWARD, arrays, options)
+    return results[Role.OUT], results[Role.LSE], results.get(Role.PROBABILITIES)
+
+
+# ---------------------------------------------------------------------------------------------------------- eager autograd
+
+
+class _Attention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, function: str, options: Options, roles: tuple[int, ...], *tensors: torch.Tensor) -> tuple[Any, ...]:
+        results = torch_ops.run(function, Pass.FORWARD, dict(zip(roles, tensors)), options)
+        out, lse, *probabilities = results.values()
+        ctx.call = function, options, roles
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*tensors, out, lse)
+        if probabilities:
+            ctx.mark_non_differentiable(*probabilities)
+        return out, lse, *probabilities
+
+    @staticmethod
+    def backward(ctx: Any, dout: Any, dlse: Any, *_: Any) -> tuple[Any, ...]:
+        function, options, roles = ctx.call
+        tensors = ctx.saved_tensors
+        arrays = dict(zip((*roles, Role.OUT, Role.LSE), tensors))
+        needed = {role: _GRADIENT_OF[role] for role, needs in zip(roles, ctx.needs_input_grad[3:]) if needs}
+        gradients = torch_ops.gradients(function, arrays, options, dout, dlse, needed, _backward)
+        return None, None, None, *(gradients.get(needed.get(role)) for role in roles)
+
+
+def _backward(function: str, arrays: Arrays, options: Options) -> Arrays:
+    if not _eager(arrays):
+        flat = torch_ops.flatten(torch_ops.BACKWARD_ROLES, arrays, options)
+        return dict(zip(GRADIENTS, torch.ops.flash_attn.backward(function, *flat)))
+    if torch.is_grad_enabled():  # create_graph=True
+        outputs = [role for role in GRADIENTS if role in (Role.DQ, Role.DK, Role.DV) or options.wants >> role & 1]
+        return dict(zip(outputs, _Gradients.apply(function, options, tuple(arrays), *arrays.values())))
+    return torch_ops.run(function, Pass.BACKWARD, arrays, options)
+
+
+class _Gradients(torch.autograd.Function):
+    """The backward pass where it shall be differentiated in its turn."""
+
+    @staticmethod
+    def forward(ctx: Any, function: str, options: Options, roles: tuple[int, ...], *tensors: torch.Tensor) -> tuple[Any, ...]:
+        results = torch_ops.run(function, Pass.BACKWARD, dict(zip(roles, tensors)), options)
+        ctx.call = options, roles, tuple(results)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*tensors)
+        return tuple(results.values())
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Any) -> tuple[Any, ...]:
+        options, roles, outputs = ctx.call
+        arrays = dict(zip(roles, ctx.saved_tensors))
+        needed = [role for role, needs in zip(roles, ctx.needs_input_grad[3:]) if needs]
+        gradients = dict(zip(needed, torch_ops.second_order(arrays, options, needed, outputs, cotangents)))
+        return None, None, None, *(gradients.get(role) for role in roles)
+
+
+class _WithoutGradients(torch.autograd.Function):
+    """A call that has no backward says so when one is asked for, rather than giving no gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, function: str, options: Options, roles: tuple[int, ...], *tensors: torch.Tensor) -> tuple[Any, Any]:
+        ctx.function = function
+        return torch_ops.run_with_kvcache(function, dict(zip(roles, tensors)), options)
+
+    @staticmethod
+    def backward(ctx: Any, *_: Any) -> Callable[..., Any]:
+        raise NotImplementedError(f"[{ctx.function}] has no backward: expected a call under torch.no_grad(), or gradients that nobody asks for.")
+
+
+FRAMEWORK = Torch()

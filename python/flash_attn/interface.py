@@ -1,0 +1,566 @@
+"""The public functions: each gathers its arguments into one call, and nothing else. Upstream's names, order and defaults.
+
+Shapes: b batch, s sequence, h query heads, hk key/value heads (h % hk == 0), d head dim, dv value head dim (1..512 each).
+Arrays: NumPy, PyTorch, MLX, JAX; float16, bfloat16, float32 (float64 on CPUs). The result is of the caller's kind, on the
+caller's device, differentiable by its autograd.
+
+Formulas: Dao et al., FlashAttention (arXiv:2205.14135) and FlashAttention-2 (arXiv:2307.08691).
+"""
+
+from __future__ import annotations
+
+import contextvars
+import numbers
+from typing import Any
+
+from flash_attn import engine, frameworks
+from flash_attn.call import Arrays, Options, Role
+
+explaining = contextvars.ContextVar("explaining", default=False)  # calls then say what they would run: explain.py
+
+_ARGUMENTS = """
+    Arguments:
+        dropout_p: probability in [0, 1) of dropping a (normalised) attention probability; kept ones grow by 1 / (1 - p).
+        softmax_scale: factor of q.k; default d ** -0.5.
+        causal: query i sees key j iff j <= i + sk - sq (aligned at the bottom right).
+        window_size: (left, right), -1 unlimited: j in [i + sk - sq - left, i + sk - sq + right].
+        softcap: c > 0 turns a score s into c * tanh(s / c); 0 is off.
+        alibi_slopes: float32 (h,) or (b, h): slope * |i + sk - sq - j| is subtracted from the score.
+        deterministic: bitwise reproducible gradients (on CPUs they always are).
+        return_attn_probs: also return the lse and, with dropout, the probabilities (for tests; O(s^2) memory).
+    Keyword-only:
+        attn_bias (dense only): broadcastable to (b, h, sq, sk), unscaled, added after ALiBi; bool: True is visible; values
+            below -1e20 hide.
+        learnable_sink, s_aux: (h,): exp(sink) enters the sum of each row (both names mean the same).
+        q_offset, k_offset (dense only): absolute positions of row 0 and key 0; once one is given, they replace the
+            bottom-right alignment.
+        seqused_q, seqused_k: int32 (b,): rows and keys beyond are absent.
+        attention_chunk: c > 0: query and key must lie in the same chunk of c positions.
+        out_dtype: "float32" for partial results to be merged.
+        rng_state: int64 (2,) [seed, offset] or uint32 (4,); default: drawn from the framework's generator.
+        num_splits, sm_margin: hints that never change the meaning.
+    Returns:
+        out, or (out, softmax_lse, S_dmask) with return_attn_probs. softmax_lse: float32, natural logarithm, -inf for a row
+        that sees no key (its out is 0). S_dmask: empty (0,) without dropout.
+    Raises:
+        TypeError, ValueError: "[function] argument: expected ..., found ..."; NotImplementedError: no kernel takes the call.
+"""
+
+
+def _documented(function: Any) -> Any:
+    function.__doc__ += _ARGUMENTS
+    return function
+
+
+def _window(function: str, window_size: Any) -> tuple[int, int]:
+    try:
+        left, right = window_size
+        return int(left), int(right)
+    except (TypeError, ValueError):
+        raise TypeError(f"[{function}] window_size: expected two integers (left, right), found {window_size!r}.") from None
+
+
+def _same(function: str, names: str, one: Any, other: Any) -> Any:
+    if one is not None and other is not None:
+        raise ValueError(f"[{function}] {names}: expected one of the two names for the same thing, found both.")
+    return other if one is None else one
+
+
+def _arrays(**named: Any) -> Arrays:
+    return {getattr(Role, name): array for name, array in named.items() if array is not None}
+
+
+def options_of(
+    function: str,
+    framework: Any,
+    dropout_p: float,
+    softmax_scale: float | None,
+    causal: bool,
+    window_size: Any,
+    softcap: float,
+    deterministic: bool,
+    attention_chunk: int,
+    out_dtype: Any,
+    num_splits: int,
+    q_offset: int | None = None,
+    k_offset: int | None = None,
+    max_rows: Any = -1,
+    max_keys: Any = -1,
+) -> Options:
+    """The options of a call, as users give them."""
+    left, right = _window(function, window_size)
+    return Options(
+        dropout=float(dropout_p),
+        scale=None if softmax_scale is None else float(softmax_scale),
+        causal=bool(causal),
+        left=left,
+        right=right,
+        softcap=float(softcap),
+        deterministic=bool(deterministic),
+        chunk=int(attention_chunk),
+        has_offsets=q_offset is not None or k_offset is not None,
+        q_offset=int(q_offset or 0),
+        k_offset=int(k_offset or 0),
+        max_rows=int(max_rows),
+        max_keys=int(max_keys),
+        out_dtype=_dtype(framework, function, out_dtype),
+        splits=int(num_splits),
+    )
+
+
+def _attend(function: str, arrays: Arrays, dropout_p: float, return_attn_probs: bool, rng_state: Any, *rest: Any, **more: Any) -> Any:
+    q = arrays.get(Role.Q)
+    framework = frameworks.of(q, function, "q")
+    options = options_of(function, framework, dropout_p, *rest, **more)
+    if dropout_p:
+        arrays[Role.SEED] = framework.seed(q) if rng_state is None else rng_state
+        if return_attn_probs:
+            options = options._replace(wants=1 << Role.PROBABILITIES)
+    if explaining.get():
+        return engine.explain(framework, function, arrays, options)
+    out, lse, probabilities = framework.attention(function, arrays, options)
+    if not return_attn_probs:
+        return out
+    if probabilities is None:
+        probabilities = framework.empty([0], framework.dtype_code(q.dtype), q)
+    return out, lse, probabilities
+
+
+def _dtype(framework: Any, function: str, dtype: Any) -> int:
+    if dtype is None:
+        return 0
+    code = framework.dtype_code(dtype)
+    if code is None:
+        raise TypeError(f"[{function}] out_dtype: expected a float dtype of {framework.name}, found {dtype!r}.")
+    return code
+
+
+def _split(function: str, name: str, array: Any, count: int, axis: int) -> tuple[Any, ...]:
+    """The parts of a packed array (.., count, heads, dim), as views."""
+    shape = getattr(array, "shape", None)
+    if shape is None:
+        frameworks.of(array, function, name)  # raises TypeError
+    if len(shape) != axis + 3 or shape[axis] != count:
+        layout = "(batch, seqlen, {}, heads, head_dim)" if axis == 2 else "(total, {}, heads, head_dim)"
+        raise ValueError(
+            f"[{function}] {name}: must be {axis + 3}D, expected {layout.format(count)}, found {len(shape)} axes (shape {tuple(shape)})."
+        )
+    index = (slice(None),) * axis
+    return tuple(array[index + (i,)] for i in range(count))
+
+
+@_documented
+def flash_attn_func(
+    q,
+    k,
+    v,
+    dropout_p=0.0,
+    softmax_scale=None,
+    causal=False,
+    window_size=(-1, -1),
+    softcap=0.0,
+    alibi_slopes=None,
+    deterministic=False,
+    return_attn_probs=False,
+    *,
+    attn_bias=None,
+    learnable_sink=None,
+    s_aux=None,
+    q_offset=None,
+    k_offset=None,
+    seqused_q=None,
+    seqused_k=None,
+    attention_chunk=0,
+    out_dtype=None,
+    rng_state=None,
+    num_splits=0,
+    sm_margin=0,
+):
+    """softmax(scale q k^T) v for q (b, sq, h, d), k (b, sk, hk, d), v (b, sk, hk, dv) -> (b, sq, h, dv)."""
+    function = "flash_attn_func"
+    sink = _same(function, "learnable_sink, s_aux", learnable_sink, s_aux)
+    arrays = _arrays(Q=q, K=k, V=v, SLOPES=alibi_slopes, BIAS=attn_bias, SINK=sink, USED_ROWS=seqused_q, USED_KEYS=seqused_k)
+    return _attend(
+        function,
+        arrays,
+        dropout_p,
+        return_attn_probs,
+        rng_state,
+        softmax_scale,
+        causal,
+        window_size,
+        softcap,
+        deterministic,
+        attention_chunk,
+        out_dtype,
+        num_splits,
+        q_offset,
+        k_offset,
+    )
+
+
+@_documented
+def flash_attn_qkvpacked_func(
+    qkv,
+    dropout_p=0.0,
+    softmax_scale=None,
+    causal=False,
+    window_size=(-1, -1),
+    softcap=0.0,
+    alibi_slopes=None,
+    deterministic=False,
+    return_attn_probs=False,
+    *,
+    attn_bias=None,
+    learnable_sink=None,
+    s_aux=None,
+    q_offset=None,
+    k_offset=None,
+    seqused_q=None,
+    seqused_k=None,
+    attention_chunk=0,
+    out_dtype=None,
+    rng_state=None,
+    num_splits=0,
+    sm_margin=0,
+):
+    """flash_attn_func for self-attention with q, k and v in one array: qkv (b, s, 3, h, d) -> (b, s, h, d)."""
+    function = "flash_attn_qkvpacked_func"
+    q, k, v = _split(function, "qkv", qkv, 3, 2)
+    sink = _same(function, "learnable_sink, s_aux", learnable_sink, s_aux)
+    arrays = _arrays(Q=q, K=k, V=v, SLOPES=alibi_slopes, BIAS=attn_bias, SINK=sink, USED_ROWS=seqused_q, USED_KEYS=seqused_k)
+    return _attend(
+        function,
+        arrays,
+        dropout_p,
+        return_attn_probs,
+        rng_state,
+        softmax_scale,
+        causal,
+        window_size,
+        softcap,
+        deterministic,
+        attention_chunk,
+        out_dtype,
+        num_splits,
+        q_offset,
+        k_offset,
+    )
+
+
+@_documented
+def flash_attn_kvpacked_func(
+    q,
+    kv,
+    dropout_p=0.0,
+    softmax_scale=None,
+    causal=False,
+    window_size=(-1, -1),
+    softcap=0.0,
+    alibi_slopes=None,
+    deterministic=False,
+    return_attn_probs=False,
+    *,
+    attn_bias=None,
+    learnable_sink=None,
+    s_aux=None,
+    q_offset=None,
+    k_offset=None,
+    seqused_q=None,
+    seqused_k=None,
+    attention_chunk=0,
+    out_dtype=None,
+    rng_state=None,
+    num_splits=0,
+    sm_margin=0,
+):
+    """flash_attn_func with k and v in one array: q (b, sq, h, d), kv (b, sk, 2, hk, d) -> (b, sq, h, d)."""
+    function = "flash_attn_kvpacked_func"
+    k, v = _split(function, "kv", kv, 2, 2)
+    sink = _same(function, "learnable_sink, s_aux", learnable_sink, s_aux)
+    arrays = _arrays(Q=q, K=k, V=v, SLOPES=alibi_slopes, BIAS=attn_bias, SINK=sink, USED_ROWS=seqused_q, USED_KEYS=seqused_k)
+    return _attend(
+        function,
+        arrays,
+        dropout_p,
+        return_attn_probs,
+        rng_state,
+        softmax_scale,
+        causal,
+        window_size,
+        softcap,
+        deterministic,
+        attention_chunk,
+        out_dtype,
+        num_splits,
+        q_offset,
+        k_offset,
+    )
+
+
+@_documented
+def flash_attn_varlen_func(
+    q,
+    k,
+    v,
+    cu_seqlens_q,
+    cu_seqlens_k,
+    max_seqlen_q,
+    max_seqlen_k,
+    dropout_p=0.0,
+    softmax_scale=None,
+    causal=False,
+    window_size=(-1, -1),
+    softcap=0.0,
+    alibi_slopes=None,
+    deterministic=False,
+    return_attn_probs=False,
+    block_table=None,
+    *,
+    learnable_sink=None,
+    s_aux=None,
+    seqused_q=None,
+    seqused_k=None,
+    attention_chunk=0,
+    out_dtype=None,
+    rng_state=None,
+    num_splits=0,
+    sm_margin=0,
+):
+    """Sequences packed end to end: q (total_q, h, d), k (total_k, hk, d), v (total_k, hk, dv) -> (total_q, h, dv).
+
+    cu_seqlens_q, cu_seqlens_k: int32 (b + 1,), starts of the sequences and the end. max_seqlen_q, max_seqlen_k: at least the
+    longest. block_table int32 (b, max_pages): k, v are then pages (pages, page_size, hk, d) of any size. lse: (h, total_q).
+    """
+    function = "flash_attn_varlen_func"
+    sink = _same(function, "learnable_sink, s_aux", learnable_sink, s_aux)
+    arrays = _arrays(
+        Q=q,
+        K=k,
+        V=v,
+        SLOPES=alibi_slopes,
+        SINK=sink,
+        CU_ROWS=_required(function, "cu_seqlens_q", cu_seqlens_q),
+        CU_KEYS=cu_seqlens_k,
+        USED_ROWS=seqused_q,
+        USED_KEYS=seqused_k,
+        PAGES=block_table,
+    )
+    return _attend(
+        function,
+        arrays,
+        dropout_p,
+        return_attn_probs,
+        rng_state,
+        softmax_scale,
+        causal,
+        window_size,
+        softcap,
+        deterministic,
+        attention_chunk,
+        out_dtype,
+        num_splits,
+        max_rows=max_seqlen_q,
+        max_keys=max_seqlen_k,
+    )
+
+
+def _required(function: str, name: str, array: Any) -> Any:
+    if array is None:
+        frameworks.of(array, function, name)  # raises TypeError
+    return array
+
+
+@_documented
+def flash_attn_varlen_qkvpacked_func(
+    qkv,
+    cu_seqlens,
+    max_seqlen,
+    dropout_p=0.0,
+    softmax_scale=None,
+    causal=False,
+    window_size=(-1, -1),
+    softcap=0.0,
+    alibi_slopes=None,
+    deterministic=False,
+    return_attn_probs=False,
+    *,
+    learnable_sink=None,
+    s_aux=None,
+    seqused_q=None,
+    seqused_k=None,
+    attention_chunk=0,
+    out_dtype=None,
+    rng_state=None,
+    num_splits=0,
+    sm_margin=0,
+):
+    """flash_attn_varlen_func for self-attention: qkv (total, 3, h, d), cu_seqlens int32 (b + 1,) -> (total, h, d)."""
+    function = "flash_attn_varlen_qkvpacked_func"
+    q, k, v = _split(function, "qkv", qkv, 3, 1)
+    sink = _same(function, "learnable_sink, s_aux", learnable_sink, s_aux)
+    cu = _required(function, "cu_seqlens", cu_seqlens)
+    arrays = _arrays(Q=q, K=k, V=v, SLOPES=alibi_slopes, SINK=sink, CU_ROWS=cu, CU_KEYS=cu, USED_ROWS=seqused_q, USED_KEYS=seqused_k)
+    return _attend(
+        function,
+        arrays,
+        dropout_p,
+        return_attn_probs,
+        rng_state,
+        softmax_scale,
+        causal,
+        window_size,
+        softcap,
+        deterministic,
+        attention_chunk,
+        out_dtype,
+        num_splits,
+        max_rows=max_seqlen,
+        max_keys=max_seqlen,
+    )
+
+
+@_documented
+def flash_attn_varlen_kvpacked_func(
+    q,
+    kv,
+    cu_seqlens_q,
+    cu_seqlens_k,
+    max_seqlen_q,
+    max_seqlen_k,
+    dropout_p=0.0,
+    softmax_scale=None,
+    causal=False,
+    window_size=(-1, -1),
+    softcap=0.0,
+    alibi_slopes=None,
+    deterministic=False,
+    return_attn_probs=False,
+    *,
+    learnable_sink=None,
+    s_aux=None,
+    seqused_q=None,
+    seqused_k=None,
+    attention_chunk=0,
+    out_dtype=None,
+    rng_state=None,
+    num_splits=0,
+    sm_margin=0,
+):
+    """flash_attn_varlen_func with k and v in one array: q (total_q, h, d), kv (total_k, 2, hk, d) -> (total_q, h, d)."""
+    function = "flash_attn_varlen_kvpacked_func"
+    k, v = _split(function, "kv", kv, 2, 1)
+    sink = _same(function, "learnable_sink, s_aux", learnable_sink, s_aux)
+    arrays = _arrays(
+        Q=q,
+        K=k,
+        V=v,
+        SLOPES=alibi_slopes,
+        SINK=sink,
+        CU_ROWS=_required(function, "cu_seqlens_q", cu_seqlens_q),
+        CU_KEYS=cu_seqlens_k,
+        USED_ROWS=seqused_q,
+        USED_KEYS=seqused_k,
+    )
+    return _attend(
+        function,
+        arrays,
+        dropout_p,
+        return_attn_probs,
+        rng_state,
+        softmax_scale,
+        causal,
+        window_size,
+        softcap,
+        deterministic,
+        attention_chunk,
+        out_dtype,
+        num_splits,
+        max_rows=max_seqlen_q,
+        max_keys=max_seqlen_k,
+    )
+
+
+def flash_attn_with_kvcache(
+    q,
+    k_cache,
+    v_cache,
+    k=None,
+    v=None,
+    rotary_cos=None,
+    rotary_sin=None,
+    cache_seqlens=None,
+    cache_batch_idx=None,
+    cache_leftpad=None,
+    block_table=None,
+    softmax_scale=None,
+    causal=False,
+    window_size=(-1, -1),
+    softcap=0.0,
+    rotary_interleaved=True,
+    alibi_slopes=None,
+    num_splits=0,
+    return_softmax_lse=False,
+    *,
+    learnable_sink=None,
+    s_aux=None,
+    attention_chunk=0,
+    out_dtype=None,
+    sm_margin=0,
+):
+    """Attention of new queries against a key/value cache, after writing the new keys and values into it IN PLACE.
+
+    Arguments:
+        q: (b, sq, h, d).
+        k_cache, v_cache: (b, capacity, hk, d), or (rows, capacity, hk, d) with cache_batch_idx, or pages
+            (pages, page_size, hk, d) of any size with block_table.
+        k, v: (b, new, hk, d): written at cache_seqlens[b].. before attending.
+        rotary_cos, rotary_sin: (positions, rotary_dim / 2): new k turns at cache_seqlens + t, q at cache_seqlens + i when causal or
+            windowed, else all at cache_seqlens. rotary_interleaved: pairs (2t, 2t + 1), else halves.
+        cache_seqlens: int or int32 (b,): keys in the cache before this call; None: all of it. Required with k.
+        cache_batch_idx: int32 (b,): cache row of each batch row. cache_leftpad: int32 (b,): entries to skip at the start.
+        block_table: int32 (b, max_pages), unused entries anything.
+        softmax_scale, causal, window_size, softcap, alibi_slopes, learnable_sink, attention_chunk, out_dtype: as flash_attn_func, with
+            sk = cache_seqlens + new - leftpad.
+        num_splits: over how many parts the keys are split, 0: chosen here.
+    Returns:
+        out (b, sq, h, dv), or (out, lse (b, h, sq)) with return_softmax_lse. No gradients.
+    Raises:
+        TypeError, ValueError: "[function] argument: expected ..., found ..."; caches are then untouched.
+    """
+    function = "flash_attn_with_kvcache"
+    framework = frameworks.of(q, function, "q")
+    sink = _same(function, "learnable_sink, s_aux", learnable_sink, s_aux)
+    length = int(cache_seqlens) if isinstance(cache_seqlens, numbers.Integral) else None
+    arrays = _arrays(
+        Q=q,
+        K=k_cache,
+        V=v_cache,
+        NEW_K=k,
+        NEW_V=v,
+        COS=rotary_cos,
+        SIN=rotary_sin,
+        LENGTHS=None if length is not None else cache_seqlens,
+        CACHE_ROWS=cache_batch_idx,
+        LEFTPAD=cache_leftpad,
+        PAGES=block_table,
+        SLOPES=alibi_slopes,
+        SINK=sink,
+    )
+    left, right = _window(function, window_size)
+    options = Options(
+        scale=None if softmax_scale is None else float(softmax_scale),
+        causal=bool(causal),
+        left=left,
+        right=right,
+        softcap=float(softcap),
+        chunk=int(attention_chunk),
+        out_dtype=_dtype(framework, function, out_dtype),
+        splits=int(num_splits),
+        cache_length=length,
+        rotary_interleaved=bool(rotary_interleaved),
+    )
+    if explaining.get():
+        return engine.explain(framework, function, arrays, options)
+    out, lse = engine.with_kvcache(framework, function, arrays, options)
+    return (out, lse) if return_softmax_lse else out

@@ -1,0 +1,385 @@
+"""PyTorch operations: passes of the core on tensors' memory, and the same as custom operators for everything that traces.
+
+torch.ops.flash_attn.forward, .backward and .with_kvcache take arrays by role (engine.FORWARD_ROLES) and options as a flat list; they have
+fake kernels (torch.compile, torch.export), autograd, second order by the plain formula, and batching rules. Eager calls of
+frameworks/torch.py go to run() without a detour through the dispatcher, which costs several times what a small attention does.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from flash_attn import _core
+from flash_attn.call import DTYPE_NAMES, DTYPES, Arrays, Options, Pass, Role
+from flash_attn.engine import FORWARD_ROLES, GRADIENTS, wants
+from flash_attn.frameworks.base import STRIDED
+
+CODES = {getattr(torch, name): code for name, code in DTYPES.items() if name != "bool_" and hasattr(torch, name)}
+BY_CODE = tuple(getattr(torch, DTYPE_NAMES.get(code, "uint8"), torch.uint8) for code in range(9))
+_KINDS = {"cpu": 0, "cuda": 3 if torch.version.hip else 1, "mps": 2}
+
+# ------------------------------------------------------------------------------------------------------------- on memory
+
+
+def view(tensor: torch.Tensor, real: bool = True) -> _core.View:
+    """The core's view of a tensor; ``real`` False: of its shape only, for tensors without memory."""
+    device = tensor.device
+    shape, strides = tensor.shape, tensor.stride()
+    if not real:
+        shape, strides = [_hint(n) for n in shape], [_hint(n) for n in strides]
+    return _core.view_of_address(
+        tensor.data_ptr() if real else 0,
+        CODES[tensor.dtype],
+        shape,
+        strides,
+        _KINDS.get(device.type, 0),
+        device.index or 0,
+        tensor if real else None,
+    )
+
+
+class _Addresses:
+    """What _core.Exchange does, for torch < 2.10, which has no DLPack exchange table."""
+
+    def _views(self, function: str, arrays: Arrays, written: int) -> list[tuple[int, _core.View]]:
+        views = []
+        for role, tensor in arrays.items():
+            name = _core.argument_name(function, role)
+            if not isinstance(tensor, torch.Tensor):
+                kind = type(tensor)
+                raise TypeError(
+                    f"[{function}] {name}: expected a PyTorch array like the others, found {kind.__module__}.{kind.__qualname__}."
+                )
+            if tensor.dtype not in CODES or tensor.layout != torch.strided:
+                raise TypeError(
+                    f"[{function}] {name}: expected one of {', '.join(DTYPE_NAMES.values())}, found {tensor.dtype} ({tensor.layout})."
+                )
+            made = view(tensor)
+            if not (made.last_axis_contiguous if role in STRIDED else made.contiguous) and not written >> role & 1:
+                made = view(tensor.contiguous())
+            views.append((role, made))
+        return views
+
+    def check(self, function: str, pass_: int, arrays: Arrays, options: Options, written: int) -> None:
+        _core.prepare(function, pass_, self._views(function, arrays, written), options)
+
+    def run(
+        self, function: str, pass_: int, arrays: Arrays, options: Options, written: int, main_thread: bool
+    ) -> Arrays:
+        prepared = _core.prepare(function, pass_, self._views(function, arrays, written), options)
+        like = next(iter(arrays.values()))
+        results = {}
+        for role, code, shape in prepared.outputs:
+            results[role] = arrays[role] if role in arrays else like.new_empty(shape, dtype=BY_CODE[code])
+        _core.run(prepared, [(role, view(tensor)) for role, tensor in results.items()], main_thread)
+        return results
+
+
+if hasattr(torch.Tensor, "__dlpack_c_exchange_api__"):
+    EXCHANGE = _core.Exchange(torch.Tensor, BY_CODE, "PyTorch")
+else:
+    EXCHANGE = _Addresses()
+
+
+def run(function: str, which: int, arrays: Arrays, options: Options, written: int = 0) -> Arrays:
+    """One pass on plain tensors: what it wrote, by role. ``written``: bits of roles that are written in place."""
+    main = threading.get_ident() == threading.main_thread().ident
+    results = EXCHANGE.run(function, which, arrays, options, written, main)
+    if written:
+        for role, tensor in arrays.items():
+            if written >> role & 1 and not tensor.is_inference():
+                torch.autograd.graph.increment_version(tensor)
+    return results
+
+
+def materialised(arrays: Arrays) -> Arrays:
+    """Arrays without the lazy negation that views of complex tensors can carry and no kernel reads."""
+    return {role: x.resolve_neg() if isinstance(x, torch.Tensor) else x for role, x in arrays.items()}
+
+
+CACHE_ROLES = (*FORWARD_ROLES, Role.NEW_K, Role.NEW_V, Role.COS, Role.SIN)
+APPEND_ROLES = frozenset(CACHE_ROLES) - {Role.SLOPES, Role.SINK, Role.SEED, Role.BIAS}
+CACHES = wants(Role.K, Role.V)
+
+
+def run_with_kvcache(function: str, arrays: Arrays, options: Options) -> tuple[torch.Tensor, torch.Tensor]:
+    """(out, lse), after the new keys, if any, have been written into the caches; nothing is written if anything is wrong."""
+    if any(role in arrays for role in (Role.NEW_K, Role.NEW_V, Role.COS, Role.SIN)):
+        EXCHANGE.check(function, Pass.FORWARD, arrays, options, CACHES)
+        some = {role: array for role, array in arrays.items() if role in APPEND_ROLES}
+        turned = options._replace(wants=wants(Role.ROTATED_Q) if Role.COS in arrays else 0)
+        results = run(function, Pass.APPEND, some, turned, CACHES)
+        arrays = arrays | {Role.Q: results.get(Role.ROTATED_Q, arrays[Role.Q])}
+    results = run(function, Pass.FORWARD, arrays, options)
+    return results[Role.OUT], results[Role.LSE]
+
+
+# ---------------------------------------------------------------------------------------------------------- fake kernels
+
+
+def _hint(number: Any) -> int:
+    """The size that a traced size has now; 2 where it has none, as for sizes that depend on data."""
+    if isinstance(number, torch.SymInt):
+        return number.node.hint if number.node.has_hint() else 2
+    return int(number)
+
+
+def _is_known(number: Any) -> bool:
+    return not isinstance(number, torch.SymInt) or number.node.has_hint()
+
+
+def check_fake(function: str, which: int, arrays: Arrays, options: Options) -> None:
+    """Every check that needs no values, at trace time. Sizes that depend on data are left to the run."""
+    numbers = [n for x in arrays.values() for n in (*x.shape, *x.stride())]
+    if all(_is_known(n) for n in (*numbers, *options)):
+        known = Options(*(_hint(o) if isinstance(o, torch.SymInt) else o for o in options))
+        views = []
+        for role, x in arrays.items():
+            if x.dtype not in CODES:
+                raise TypeError(
+                    f"[{function}] {_core.argument_name(function, role)}: expected one of {', '.join(DTYPE_NAMES.values())}, found {x.dtype}."
+                )
+            if not _contiguous(x, role in STRIDED):
+                x = torch.empty(x.shape, dtype=x.dtype, device="meta")
+            views.append((role, view(x, real=False)))
+        _core.describe(function, which, views, known)
+
+
+def _contiguous(x: torch.Tensor, last_axis_only: bool) -> bool:
+    return x.dim() == 0 or x.is_contiguous() or (last_axis_only and (_hint(x.stride(-1)) == 1 or _hint(x.shape[-1]) <= 1))
+
+
+def _lse_dtype(q: torch.Tensor) -> torch.dtype:
+    return torch.float64 if q.dtype == torch.float64 else torch.float32
+
+
+def _empty_outputs(arrays: Arrays, options: Options) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    q, k, v = arrays[Role.Q], arrays[Role.K], arrays[Role.V]
+    out = q.new_empty((*q.shape[:-1], v.shape[-1]), dtype=BY_CODE[options.out_dtype] if options.out_dtype else q.dtype)
+    packed = Role.CU_ROWS in arrays
+    lse = q.new_empty((q.shape[1], q.shape[0]) if packed else (q.shape[0], q.shape[2], q.shape[1]), dtype=_lse_dtype(q))
+    if not options.wants >> Role.PROBABILITIES & 1:
+        shape = (0,)
+    elif packed:
+        keys = torch.sym_min(options.max_keys, k.shape[0]) if Role.PAGES not in arrays else options.max_keys
+        shape = (arrays[Role.CU_ROWS].shape[0] - 1, q.shape[1], torch.sym_min(options.max_rows, q.shape[0]), keys)
+    else:
+        shape = (q.shape[0], q.shape[2], q.shape[1], k.shape[1])
+    return out, lse, q.new_empty(shape)
+
+
+# ------------------------------------------------------------------------------------------------------------- operators
+
+_TENSORS = {role: _core.ROLES[role] for role in CACHE_ROLES}
+_OPTIONS = (
+    "float dropout, float? scale, bool causal, SymInt left, SymInt right, float softcap, bool deterministic, SymInt chunk, "
+    "bool has_offsets, SymInt q_offset, SymInt k_offset, SymInt max_rows, SymInt max_keys, int out_dtype, int splits, "
+    "SymInt? cache_length, bool rotary_interleaved, int wants"
+)
+BACKWARD_ROLES = (Role.DOUT, Role.OUT, Role.LSE, Role.DLSE, *FORWARD_ROLES)
+_REQUIRED = (Role.Q, Role.K, Role.V, Role.DOUT, Role.OUT, Role.LSE)
+
+
+def _schema(roles: tuple[int, ...], results: int, written: dict[int, str]) -> str:
+    tensors = [
+        f"Tensor{f'({written[role]}!)' if role in written else '' if role in _REQUIRED else '?'} {_core.ROLES[role]}" for role in roles
+    ]
+    return f"(str function, {', '.join(tensors)}, {_OPTIONS}) -> ({', '.join(['Tensor'] * results)})"
+
+
+def _call(roles: tuple[int, ...], flat: tuple[Any, ...]) -> tuple[Arrays, Options]:
+    arrays = {role: x for role, x in zip(roles, flat) if x is not None}
+    return arrays, Options(*flat[len(roles) :])
+
+
+def flatten(roles: tuple[int, ...], arrays: Arrays, options: Options) -> tuple[Any, ...]:
+    """Arguments of an operator after the function's name."""
+    return (*(arrays.get(role) for role in roles), *options)
+
+
+def _forward(function: str, *flat: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    arrays, options = _call(FORWARD_ROLES, flat)
+    results = run(function, Pass.FORWARD, materialised(arrays), options)
+    probabilities = results.get(Role.PROBABILITIES)
+    return results[Role.OUT], results[Role.LSE], arrays[Role.Q].new_empty((0,)) if probabilities is None else probabilities
+
+
+def _backward(function: str, *flat: Any) -> tuple[torch.Tensor, ...]:
+    arrays, options = _call(BACKWARD_ROLES, flat)
+    results = run(function, Pass.BACKWARD, materialised(arrays), options)
+    return tuple(results[role] if role in results else arrays[Role.Q].new_empty((0,)) for role in GRADIENTS)
+
+
+def _with_kvcache(function: str, *flat: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    arrays, options = _call(CACHE_ROLES, flat)
+    return run_with_kvcache(function, arrays, options)
+
+
+forward = torch.library.custom_op("flash_attn::forward", _forward, mutates_args=(), schema=_schema(FORWARD_ROLES, 3, {}))
+backward = torch.library.custom_op("flash_attn::backward", _backward, mutates_args=(), schema=_schema(BACKWARD_ROLES, 5, {}))
+with_kvcache = torch.library.custom_op(
+    "flash_attn::with_kvcache", _with_kvcache, mutates_args=("k", "v"), schema=_schema(CACHE_ROLES, 2, {Role.K: "a", Role.V: "b"})
+)
+
+
+@forward.register_fake
+def _(function: str, *flat: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    arrays, options = _call(FORWARD_ROLES, flat)
+    check_fake(function, Pass.FORWARD, arrays, options)
+    return _empty_outputs(arrays, options)
+
+
+@backward.register_fake
+def _(function: str, *flat: Any) -> tuple[torch.Tensor, ...]:
+    arrays, options = _call(BACKWARD_ROLES, flat)
+    check_fake(function, Pass.BACKWARD, arrays, options)
+    always = (Role.DQ, Role.DK, Role.DV)
+    return tuple(
+        arrays[of].new_empty(arrays[of].shape) if role in always or options.wants >> role & 1 else arrays[Role.Q].new_empty((0,))
+        for role, of in GRADIENTS.items()
+    )
+
+
+@with_kvcache.register_fake
+def _(function: str, *flat: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    arrays, options = _call(CACHE_ROLES, flat)
+    check_fake(function, Pass.FORWARD, arrays, options)
+    return _empty_outputs(arrays, options)[:2]
+
+
+# -------------------------------------------------------------------------------------------------------------- autograd
+
+
+class Namespace:
+    """torch under the names that formula.py and combine.py use; arrays are made on `device`."""
+
+    float32, float64, int32, bool_ = torch.float32, torch.float64, torch.int32, torch.bool
+    word = torch.int64  # holds the 32-bit words of Philox and their products
+    exp, log, tanh, abs, matmul, reshape, stack = torch.exp, torch.log, torch.tanh, torch.abs, torch.matmul, torch.reshape, torch.stack
+    swapaxes, transpose, where, broadcast_to = torch.swapaxes, torch.permute, torch.where, torch.broadcast_to
+
+    def __init__(self, device: torch.device | None = None):
+        self.device = device
+
+    def arange(self, first: int, end: int) -> torch.Tensor:
+        return torch.arange(first, end, dtype=torch.int32, device=self.device)
+
+    def zeros(self, shape: Any, dtype: torch.dtype) -> torch.Tensor:
+        return torch.zeros(shape, dtype=dtype, device=self.device)
+
+    @staticmethod
+    def astype(x: torch.Tensor, dtype: torch.dtype | str) -> torch.Tensor:
+        return x.to(getattr(torch, dtype) if isinstance(dtype, str) else dtype)
+
+    @staticmethod
+    def constant(x: torch.Tensor) -> torch.Tensor:
+        return x.detach()
+
+    @staticmethod
+    def after(x: torch.Tensor, *before: torch.Tensor) -> torch.Tensor:
+        return x
+
+    @staticmethod
+    def concatenate(parts: Any, axis: int = 0) -> torch.Tensor:
+        return torch.cat(tuple(parts), dim=axis)
+
+    @staticmethod
+    def take(x: torch.Tensor, index: torch.Tensor, axis: int = 0) -> torch.Tensor:
+        return torch.index_select(x, axis, index.to(torch.int64))
+
+    @staticmethod
+    def sum(x: torch.Tensor, axis: Any = None, keepdims: bool = False) -> torch.Tensor:
+        return torch.sum(x, dim=axis, keepdim=keepdims)
+
+    @staticmethod
+    def max(x: torch.Tensor, axis: Any = None, keepdims: bool = False) -> torch.Tensor:
+        return torch.amax(x, dim=axis, keepdim=keepdims)
+
+    @staticmethod
+    def any(x: torch.Tensor, axis: Any = None, keepdims: bool = False) -> torch.Tensor:
+        return torch.any(x, dim=axis, keepdim=keepdims)
+
+    @staticmethod
+    def maximum(x: torch.Tensor, other: Any) -> torch.Tensor:
+        return torch.maximum(x, other) if isinstance(other, torch.Tensor) else torch.clamp(x, min=other)
+
+    @staticmethod
+    def minimum(x: torch.Tensor, other: Any) -> torch.Tensor:
+        return torch.minimum(x, other) if isinstance(other, torch.Tensor) else torch.clamp(x, max=other)
+
+
+def gradients(
+    function: str, arrays: Arrays, options: Options, dout: Any, dlse: Any, needed: dict[int, int], step: Callable[..., Arrays]
+) -> Arrays:
+    """Gradients by their own roles of a forward call, computed by ``step``, a backward pass; ``needed``: role -> role of its gradient."""
+    q, out = arrays[Role.Q], arrays[Role.OUT]
+    if dout is None:  # only the lse was used
+        dout = torch.zeros_like(out)
+    arrays = {**arrays, Role.DOUT: dout if dout.dtype == q.dtype else dout.to(q.dtype)}
+    if dlse is not None:
+        arrays[Role.DLSE] = dlse
+    extra = sum(1 << gradient for source, gradient in needed.items() if source in (Role.BIAS, Role.SINK))
+    if extra or options.wants:
+        options = options._replace(wants=extra)
+    return step(function, arrays, options)
+
+
+def second_order(
+    arrays: Arrays, options: Options, needed: Sequence[int], outputs: Sequence[int], cotangents: Sequence[Any]
+) -> Sequence[Any]:
+    """Gradients of gradients, by the plain formula, whose memory is that of its scores: of `outputs` with respect to `needed`."""
+    from flash_attn import formula
+
+    xp = Namespace(arrays[Role.Q].device)
+
+    def first_order(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        results = formula.run(xp, Pass.BACKWARD, {**arrays, **dict(zip(needed, tensors))}, options)
+        return tuple(results[role] for role in outputs)
+
+    values, pull = torch.func.vjp(first_order, *(arrays[role] for role in needed))
+    return pull(tuple(torch.zeros_like(x) if c is None else c for x, c in zip(values, cotangents)))
+
+
+_BY_GRADIENT = {source: gradient for gradient, source in GRADIENTS.items()}
+
+
+def _save_forward(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
+    function, tensors, options = inputs[0], inputs[1 : 1 + len(FORWARD_ROLES)], inputs[1 + len(FORWARD_ROLES) :]
+    ctx.function, ctx.options = function, options
+    ctx.save_for_backward(*tensors, output[0], output[1])
+    ctx.set_materialize_grads(False)
+
+
+def _forward_backward(ctx: Any, dout: Any, dlse: Any, _: Any) -> tuple[Any, ...]:
+    arrays = {role: x for role, x in zip((*FORWARD_ROLES, Role.OUT, Role.LSE), ctx.saved_tensors) if x is not None}
+    needed = {role: _BY_GRADIENT[role] for role, needs in zip(FORWARD_ROLES, ctx.needs_input_grad[1:]) if needs}
+
+    def step(function: str, arrays: Arrays, options: Options) -> Arrays:
+        return dict(zip(GRADIENTS, torch.ops.flash_attn.backward(function, *flatten(BACKWARD_ROLES, arrays, options))))
+
+    found = gradients(ctx.function, arrays, Options(*ctx.options), dout, dlse, needed, step)
+    return None, *(found[needed[role]] if role in needed else None for role in FORWARD_ROLES), *(None for _ in ctx.options)
+
+
+def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
+    ctx.options = inputs[1 + len(BACKWARD_ROLES) :]
+    ctx.save_for_backward(*inputs[1 : 1 + len(BACKWARD_ROLES)])
+    ctx.set_materialize_grads(False)
+
+
+def _backward_backward(ctx: Any, *cotangents: Any) -> tuple[Any, ...]:
+    arrays = {role: x for role, x in zip(BACKWARD_ROLES, ctx.saved_tensors) if x is not None}
+    needed = [role for role, needs in zip(BACKWARD_ROLES, ctx.needs_input_grad[1:]) if needs]
+    options = Options(*ctx.options)
+    outputs = [role for role in GRADIENTS if role in (Role.DQ, Role.DK, Role.DV) or options.wants >> role & 1]
+    some = [c for role, c in zip(GRADIENTS, cotangents) if role in outputs]
+    found = dict(zip(needed, second_order(arrays, options, needed, outputs, some)))
+    return None, *(found.get(role) for role in BACKWARD_ROLES), *(None for _ in ctx.options)
+
+
+forward.register_autograd(_forward_backward, setup_context=_save_forward)
+backward.register_autograd(_backward_backward, setup_context=_save_backward)

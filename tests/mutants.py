@@ -1,0 +1,218 @@
+"""Plants faults in the meaning (src/semantics) and in the edges of the CPU kernels, and shows that a test notices each.
+
+python tests/mutants.py [words]     only faults whose file or text contains one of the words
+
+All faults of faults.py are built into one private copy of the library, each behind a switch; then, for each, a forked
+process turns it on and runs a selection of the tables of cases until one fails. A fault that none notices is printed, and
+the exit status is 1. A crash or an endless loop counts as noticed.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import shutil
+import signal
+import sys
+import time
+import traceback
+from pathlib import Path
+
+from building import ROOT, build, configure
+
+FOLDER = ROOT / "build" / "mutants"
+TREE, BUILD = FOLDER / "tree", FOLDER / "build"
+SECONDS = 60  # for one fault: a run without one takes a fraction
+DECLARATION = 'extern "C" volatile int flash_attn_fault;\n'
+DEFINITION = DECLARATION + 'extern "C" __attribute__((visibility("default"))) volatile int flash_attn_fault = 0;\n'
+
+
+def faults() -> list[tuple[str, str, str]]:
+    from faults import KERNELS, SEMANTICS
+
+    return [(f"src/semantics/{file}", old, new) for file, old, new in SEMANTICS] + [
+        (f"src/cpu/{file}", old, new) for file, old, new in KERNELS
+    ]
+
+
+def plant(text: str, file: str, planted: list[tuple[int, str, str]]) -> str:
+    """The text of a file with its faults, each behind `flash_attn_fault == number`."""
+    places: dict[tuple[int, int], list[tuple[int, str]]] = {}
+    for number, old, new in planted:
+        before, part, after = re.split("[«»]", old)
+        line = before + part + after
+        assert text.count(line) == 1, f"{file}: found {text.count(line)} times, expected once: {line}"
+        first = text.index(line) + len(before)
+        places.setdefault((first, first + len(part)), []).append((number, new))
+
+    def render(first: int, end: int, own: list[tuple[int, str]]) -> str:
+        """text[first:end] with the switches of the places inside, and around it those of its own faults."""
+        inside = [p for p in places if first <= p[0] and p[1] <= end and p != (first, end)]
+        outer = sorted(p for p in inside if not any(q != p and q[0] <= p[0] and p[1] <= q[1] for q in inside))
+        result, at = "", first
+        for place in outer:
+            assert place[0] >= at, f"{file}: faults overlap: {text[place[0] : place[1]]}"
+            result += text[at : place[0]] + render(*place, places[place])
+            at = place[1]
+        result += text[at:end]
+        for number, new in own:
+            result = f"(flash_attn_fault == {number} ? ({new}) : ({result}))"
+        return result
+
+    return render(0, len(text), [])
+
+
+def make_tree(planted: list[tuple[str, str, str]]) -> None:
+    """A copy of what the module is built from, with the faults; files that did not change keep their times."""
+    for name in ("CMakeLists.txt", "cmake", "include", "src", "python"):
+        source = ROOT / name
+        for file in sorted(source.rglob("*")) if source.is_dir() else [source]:
+            if not file.is_file() or file.suffix in (".so", ".pyc"):
+                continue
+            path = file.relative_to(ROOT).as_posix()
+            text = file.read_text()
+            own = [(n, old, new) for n, (where, old, new) in enumerate(planted, 1) if where == path]
+            text = plant(text, path, own) if own else text
+            if path == "src/semantics/platform.h":
+                text = text.replace("#pragma once\n", f"#pragma once\n{DECLARATION}", 1)
+            write(TREE / path, text)
+    write(TREE / "src/core/fault.cpp", DEFINITION)
+    missing = {where for where, _, _ in planted} - {p.relative_to(TREE).as_posix() for p in TREE.rglob("*")}
+    assert not missing, f"no such file: {missing}"
+
+
+def write(path: Path, text: str) -> None:
+    if not path.exists() or path.read_text() != text:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+
+def compile_tree() -> Path:
+    """The module of the tree, beside its package."""
+    options = ("-DFLASH_ATTN_PYTHON=ON", "-DCMAKE_BUILD_TYPE=Debug", "-DCMAKE_CXX_FLAGS_DEBUG=-O1")
+    configure(TREE, BUILD, *options, f"-DPython_EXECUTABLE={sys.executable}")
+    build(BUILD, "_core")
+    (module,) = BUILD.glob("_core*.so")
+    return Path(shutil.copy(module, TREE / "python" / "flash_attn"))
+
+
+class Checks:
+    """A selection of the tables, with what is expected computed once, before any fork."""
+
+    def __init__(self):
+        import cases
+        import judge
+        import targets
+
+        for name in ("expected_forward", "expected_backward", "expected_kvcache"):
+            setattr(judge, name, remembered(getattr(targets, name).__wrapped__))
+        target = targets.TARGETS[0]
+        small = [c for c in cases.dims if c.dim in (1, 33, 72)] + cases.strides[:8] + cases.varlen[10:]
+        plain = [c | cases.Case(dtype="float64") for c in cases.single if c.dtype == "float32"]
+        both = cases.single + cases.edges[-26:] + small + plain
+        self.runs = [(f"forward {c}", judge_forward(judge, target, c)) for c in both + cases.paged_varlen]
+        self.runs += [(f"decode {c}", judge_decode(judge, target, c)) for c in cases.decode]
+        self.runs += [(f"backward {c}", judge_backward(judge, target, c)) for c in both]
+        self.cases = both
+        for c in both:
+            judge.expected_forward(c, 0), judge.expected_backward(c, 0)
+        for c in cases.paged_varlen:
+            judge.expected_forward(c, 0)
+        for c in cases.decode:
+            judge.expected_kvcache(c, 0)
+
+    def first_failure(self) -> str | None:
+        for name, run in self.runs:
+            try:
+                run()
+            except Exception as error:
+                return f"{name}: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
+        return None
+
+
+def remembered(function):
+    known = {}
+
+    def call(case, seed=0):
+        if (case, seed) not in known:
+            known[case, seed] = function(case, seed)
+        return known[case, seed]
+
+    return call
+
+
+def judge_forward(judge, target, case):
+    return lambda: judge.judge_forward(case, target.forward(case, judge.inputs(case)))
+
+
+def judge_decode(judge, target, case):
+    return lambda: judge.judge_kvcache(case, target.with_kvcache(case, judge.inputs(case)))
+
+
+def judge_backward(judge, target, case):
+    def run():
+        arrays = judge.inputs(case)
+        judge.judge_backward(case, target.backward(case, arrays, arrays.dout, arrays.dlse))
+
+    return run
+
+
+def noticed(checks: Checks, switch: ctypes.c_int, number: int) -> str | None:
+    """How a fault shows, or None; in a process of its own, because it may crash or never end."""
+    read, wrote = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(read)
+        try:
+            signal.alarm(SECONDS)
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+            switch.value = number
+            os.write(wrote, (checks.first_failure() or "").encode()[:2000])
+            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+    os.close(wrote)
+    with os.fdopen(read, "rb") as pipe:
+        found = pipe.read().decode(errors="replace")
+    _, status = os.waitpid(child, 0)
+    if os.WIFSIGNALED(status):
+        return f"ended by {signal.Signals(os.WTERMSIG(status)).name}"
+    assert os.WEXITSTATUS(status) == 0, "the run itself failed"
+    return found or None
+
+
+def main() -> int:
+    planted = faults()
+    start = time.monotonic()
+    make_tree(planted)
+    module = compile_tree()
+    print(f"{len(planted)} faults planted, built in {time.monotonic() - start:.0f} s", flush=True)
+    sys.path.insert(0, str(TREE / "python"))
+    switch = ctypes.c_int.in_dll(ctypes.CDLL(str(module)), "flash_attn_fault")
+    import flash_attn
+
+    assert Path(flash_attn.__file__).is_relative_to(TREE), flash_attn.__file__
+    checks = Checks()
+    start = time.monotonic()
+    wrong = noticed(checks, switch, 0)
+    assert wrong is None, f"without any fault: {wrong}"
+    print(f"{len(checks.runs)} checks, {time.monotonic() - start:.1f} s without a fault", flush=True)
+
+    missed, tried = [], 0
+    for number, (file, old, new) in enumerate(planted, 1):
+        if sys.argv[1:] and not any(word in file or word in old for word in sys.argv[1:]):
+            continue
+        tried += 1
+        found = noticed(checks, switch, number)
+        text = re.sub(r"\s+", " ", old)
+        print(f"{'noticed' if found else 'MISSED '} {file}: {text} -> {new}   {(found or '')[:100]}", flush=True)
+        if not found:
+            missed.append(number)
+    print(f"{tried - len(missed)} of {tried} faults noticed in {time.monotonic() - start:.0f} s")
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

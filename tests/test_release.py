@@ -1,0 +1,68 @@
+"""What must agree between files when a version, a tool or a kernel table changes."""
+
+from __future__ import annotations
+
+import re
+import sys
+from importlib import metadata
+
+import flash_attn
+from building import ROOT, run
+
+PROJECT = (ROOT / "pyproject.toml").read_text()
+
+
+def found(pattern: str, text: str) -> str:
+    match = re.search(pattern, text, flags=re.M)
+    assert match, f"nothing matches {pattern}"
+    return match.group(1)
+
+
+def group(name: str) -> set[str]:
+    return set(re.findall(r'"([^"]+)"', found(rf"^{name} = (\[.*)$", PROJECT)))
+
+
+def test_versions_agree():
+    release = found(r'^version = "(.+)"', PROJECT)
+    base, number = release.split(".post")
+    assert number.isdigit()
+    assert flash_attn.__version__ == base == "2.8.3"
+    assert metadata.version("flash-attn") == release
+    assert found(r"project\(flash_attn VERSION (\S+)", (ROOT / "CMakeLists.txt").read_text()) == base
+    assert found(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text()) == release
+
+
+def test_build_tools_agree():
+    assert group("requires") <= group("build"), "make installs other build tools than pip"
+
+
+def test_format_tools_agree():
+    pinned = dict(item.split("==") for item in group("lint"))
+    hooks = (ROOT / ".pre-commit-config.yaml").read_text()
+    assert found(r"mirrors-clang-format\n    rev: v(.+)", hooks) == pinned["clang-format"]
+    assert found(r"ruff-pre-commit\n    rev: v(.+)", hooks) == pinned["ruff"]
+
+
+def test_support_matrix_is_current():
+    now = run(sys.executable, ROOT / "tools" / "support_matrix.py", "--print")
+    assert (ROOT / "docs" / "support_matrix.md").read_text() == now, "run tools/support_matrix.py"
+
+
+def test_variables_are_documented():
+    variables = set(re.findall(r"FLASH_ATTENTION_[A-Z_]+", (ROOT / "src/core/env.h").read_text())) - {"FLASH_ATTENTION_"}
+    page = (ROOT / "docs" / "environment.md").read_text()
+    assert variables == set(re.findall(r"FLASH_ATTENTION_[A-Z_]+", page))
+
+
+def test_installed_package_is_typed():
+    files = {str(f) for f in metadata.files("flash-attn")}
+    assert {"flash_attn/py.typed", "flash_attn/_core.pyi"} <= files
+
+
+def test_links_of_the_documents_lead_somewhere():
+    broken = []
+    for page in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]:
+        for target in re.findall(r"\]\(([^)#\s]+)", page.read_text()):
+            if not target.startswith("http") and not (page.parent / target).exists():
+                broken.append(f"{page.name}: {target}")
+    assert not broken, "\n".join(broken)
