@@ -1,0 +1,69 @@
+# make demo     builds, installs into .venv with MLX and runs the six programs of examples/mlx
+# make test     everything that must hold: format, lint, warnings as errors, C++ tests, Python tests, example programs
+# make lint     the first part of it;  make format  mends what it can
+# make bench    the CPU benchmarks;    make wheel   a wheel in dist/;    make mutants  planted faults must fail tests
+# Needs python3 >= 3.10 with venv, g++ >= 11 (or clang >= 14) and make; the rest is fetched from PyPI into .venv.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV ?= .venv
+BUILD := build/test
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+CPP := $(shell find include src tests examples tools -name '*.h' -o -name '*.cpp' 2>/dev/null)
+PYTHON_FOLDERS := $(wildcard python tests tools benchmarks examples)
+# where tools/prerequisites.sh puts GoogleTest when the system has none
+export GTest_ROOT := $(CURDIR)/build/prerequisites/usr
+
+.PHONY: demo test install examples lint format tidy ctest pytest mutants bench wheel clean
+demo: $(VENV)/.made
+	$(PIP) install -q ".[mlx]"
+	@$(MAKE) --no-print-directory examples
+
+test: lint install tidy examples ctest pytest
+
+$(VENV)/.made:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "needs Python 3.10 or newer, found " + sys.version)'
+	tools/prerequisites.sh python $(PYTHON)
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install -q --upgrade pip
+	@touch $@
+$(VENV)/.tools: pyproject.toml | $(VENV)/.made
+	$(PIP) install -q --group build --group lint
+	@touch $@
+
+# The package with its tests' needs, from a build folder that is kept: only changed files are compiled again.
+install: $(VENV)/.tools
+	tools/prerequisites.sh googletest
+	$(PIP) install -q --no-build-isolation ".[mlx,test]" --config-settings=build-dir=$(BUILD) \
+	  --config-settings=cmake.define.FLASH_ATTN_TESTS=ON --config-settings=cmake.define.FLASH_ATTN_WERROR=ON
+
+examples:
+	@for program in examples/mlx/*.py; do echo "== $$program"; $(BIN)/python $$program || exit 1; done
+
+lint: $(VENV)/.tools
+	$(BIN)/clang-format --dry-run -Werror $(CPP)
+	$(BIN)/ruff check $(PYTHON_FOLDERS)
+	$(BIN)/ruff format --check $(PYTHON_FOLDERS)
+format: $(VENV)/.tools
+	$(BIN)/clang-format -i $(CPP)
+	$(BIN)/ruff check --fix $(PYTHON_FOLDERS)
+	$(BIN)/ruff format $(PYTHON_FOLDERS)
+tidy: install
+	@printf '%s\n' $(wildcard src/core/*.cpp src/cpu/*.cpp) | xargs -n 4 -P 2 $(BIN)/clang-tidy -p $(BUILD) --quiet 2>/dev/null
+
+ctest: install
+	$(BIN)/ctest --test-dir $(BUILD) --output-on-failure -j 2
+pytest: install
+	$(BIN)/python -m pytest -q tests
+mutants: install
+	$(BIN)/python tests/mutants.py
+
+bench: $(VENV)/.made
+	$(PIP) install -q ".[mlx,bench]"
+	$(BIN)/python benchmarks/run.py --backend cpu
+
+wheel: $(VENV)/.made
+	$(PIP) wheel -q --no-deps -w dist .
+
+clean:
+	rm -rf build dist $(VENV)
