@@ -16,6 +16,9 @@ set(FLASH_ATTN_ISA_FLAGS_all -fno-exceptions -fno-rtti -fno-math-errno -fno-trap
 if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
   # the ABI of vectors passed by value does not matter inside one file; vector types as template arguments lose only an attribute
   list(APPEND FLASH_ATTN_ISA_FLAGS_all -Wno-psabi -Wno-ignored-attributes)
+  if(CMAKE_CXX_COMPILER_VERSION VERSION_LESS 13)
+    list(APPEND FLASH_ATTN_ISA_FLAGS_all -Wno-uninitialized)  # in g++'s own avx512fintrin.h
+  endif()
 endif()
 
 # The files of `folder` that this processor can compile, with their flags set.

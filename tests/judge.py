@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from cases import CacheCase, Case, inputs
 from targets import expected_backward, expected_forward, expected_kvcache
 from tolerance import DTYPES, check
 
-DRAWS = 4  # further inputs of a case from which the straightforward error is taken, see tolerance.py
+DRAWS = 12  # further inputs of a case from which the straightforward error is taken, see tolerance.py
 
 
 def _others(expected, case, seed: int, part):
@@ -53,7 +55,7 @@ def judge_backward(case: Case, gradients: dict, seed: int = 0) -> None:
         if name in ("dq", "dk", "dv"):
             assert gradients[name].dtype == DTYPES[dtype], f"{name}: expected {dtype}, found {gradients[name].dtype}"
         others = _others(expected_backward, case, seed, lambda result, name=name: result[name])
-        check(gradients[name], exact[name], plain[name], dtype, name, others)
+        check(gradients[name], exact[name], plain[name], dtype, name, others, _summed_rows(case, name))
     _exactly_zero(gradients["dv"], exact["dv"], "dv of a key that no row sees")
     sees_nothing = np.isneginf(lse if case.lengths is not None else lse.swapaxes(1, 2))
     sees_nothing = sees_nothing.T if case.lengths is not None else sees_nothing
@@ -80,6 +82,17 @@ def judge_kvcache(case: CacheCase, result, seed: int = 0) -> None:
             check(cache[new], wanted[new], rough[new], case.dtype, f"{name}, new tokens")
         else:
             assert _bytes(cache[new]) == _bytes(wanted[new].astype(DTYPES[case.dtype])), f"{name}: new tokens differ"
+
+
+def _summed_rows(case: Case, name: str) -> int:
+    """How many rows are summed into one element of dbias or dsink."""
+    if name == "dsink":
+        return case.batch * case.rows if case.lengths is None else sum(rows for rows, _ in case.lengths)
+    if name != "dbias":
+        return 1
+    axes = case.bias.rjust(4, "1")
+    sizes = (case.batch, case.heads, case.rows)
+    return math.prod(size for axis, size in zip(axes, sizes, strict=False) if axis == "1")
 
 
 def _exactly_zero(found, exact, what: str) -> None:

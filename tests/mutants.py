@@ -36,15 +36,19 @@ def faults() -> list[tuple[str, str, str]]:
     ]
 
 
+def pattern(code: str) -> str:
+    """A regular expression for code, however its lines are broken."""
+    return "".join(r"\s+" if part.isspace() else re.escape(part) for part in re.split(r"(\s+)", code))
+
+
 def plant(text: str, file: str, planted: list[tuple[int, str, str]]) -> str:
     """The text of a file with its faults, each behind `flash_attn_fault == number`."""
     places: dict[tuple[int, int], list[tuple[int, str]]] = {}
     for number, old, new in planted:
-        before, part, after = re.split("[«»]", old)
-        line = before + part + after
-        assert text.count(line) == 1, f"{file}: found {text.count(line)} times, expected once: {line}"
-        first = text.index(line) + len(before)
-        places.setdefault((first, first + len(part)), []).append((number, new))
+        before, part, after = (pattern(piece) for piece in re.split("[«»]", old))
+        found = list(re.finditer(f"{before}({part}){after}", text))
+        assert len(found) == 1, f"{file}: found {len(found)} times, expected once: {old}"
+        places.setdefault(found[0].span(1), []).append((number, new))
 
     def render(first: int, end: int, own: list[tuple[int, str]]) -> str:
         """text[first:end] with the switches of the places inside, and around it those of its own faults."""
@@ -104,23 +108,36 @@ class Checks:
         import cases
         import judge
         import targets
+        from cases import CacheCase, Case
 
         for name in ("expected_forward", "expected_backward", "expected_kvcache"):
             setattr(judge, name, remembered(getattr(targets, name).__wrapped__))
         target = targets.TARGETS[0]
-        small = [c for c in cases.dims if c.dim in (1, 33, 72)] + cases.strides[:8] + cases.varlen[10:]
-        plain = [c | cases.Case(dtype="float64") for c in cases.single if c.dtype == "float32"]
-        both = cases.single + cases.edges[-26:] + small + plain
-        self.runs = [(f"forward {c}", judge_forward(judge, target, c)) for c in both + cases.paged_varlen]
-        self.runs += [(f"decode {c}", judge_decode(judge, target, c)) for c in cases.decode]
+        both = [
+            *cases.single,
+            *(c | Case(dtype="float64") for c in cases.single if c.dtype == "float32"),
+            *cases.edges[-26:],
+            *(c for c in cases.dims if c.dim in (1, 33, 72)),
+            *cases.strides[:8],
+            *cases.varlen[10:],
+            Case(rows=100, keys=64, chunk=16),
+            Case(dropout=0.3, offsets=(50, 3)),
+        ]
+        more_tiles_than_fit = Case(batch=1, heads=1, rows=20, keys=4200, dim=512)
+        rising = CacheCase(scale=8.0, capacity=300, cached=(299, 280))
+        self.runs = [(f"forward {c}", judge_forward(judge, target, c)) for c in (*both, *cases.paged_varlen, more_tiles_than_fit)]
+        self.runs += [(f"decode {c}", judge_decode(judge, target, c)) for c in (*cases.decode, rising)]
         self.runs += [(f"backward {c}", judge_backward(judge, target, c)) for c in both]
-        self.cases = both
+        self.runs += [
+            ("NaN in keys that no row sees", judge_unseen(target, Case(rows=30, keys=130, window=(9, 0)), keys=91)),
+            ("NaN in rows that see no key", judge_unseen(target, Case(rows=130, keys=30, causal=True), rows=100)),
+        ]
         for c in both:
-            judge.expected_forward(c, 0), judge.expected_backward(c, 0)
-        for c in cases.paged_varlen:
-            judge.expected_forward(c, 0)
-        for c in cases.decode:
-            judge.expected_kvcache(c, 0)
+            judge.expected_forward(c), judge.expected_backward(c)
+        for c in (*cases.paged_varlen, more_tiles_than_fit):
+            judge.expected_forward(c)
+        for c in (*cases.decode, rising):
+            judge.expected_kvcache(c)
 
     def first_failure(self) -> str | None:
         for name, run in self.runs:
@@ -154,6 +171,26 @@ def judge_backward(judge, target, case):
     def run():
         arrays = judge.inputs(case)
         judge.judge_backward(case, target.backward(case, arrays, arrays.dout, arrays.dlse))
+
+    return run
+
+
+def judge_unseen(target, case, rows: int = 0, keys: int = 0):
+    """What the first rows and keys hold reaches no result of the others: no row sees those keys, those rows see none."""
+    import numpy as np
+
+    import cases
+
+    def results(value):
+        arrays = cases.inputs(case)
+        for array, count in ((arrays.q, rows), (arrays.dout, rows), (arrays.k, keys), (arrays.v, keys)):
+            array[:, :count] = value
+        gradients = target.backward(case, arrays, arrays.dout, arrays.dlse)
+        return [*target.forward(case, arrays)[:2], *(gradients[name] for name in ("dq", "dk", "dv"))]
+
+    def run():
+        for zero, nan in zip(results(0), results(np.nan)):
+            np.testing.assert_array_equal(nan, zero)
 
     return run
 

@@ -7,6 +7,7 @@ its line in TARGETS.
 from __future__ import annotations
 
 import functools
+import importlib.util
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -86,6 +87,14 @@ class NumPyTarget:
 
 
 TARGETS: list[Target] = [NumPyTarget()]
+if importlib.util.find_spec("mlx") is not None:
+    from target_mlx import MLXTarget
+
+    TARGETS.append(MLXTarget())
+if importlib.util.find_spec("torch") is not None:
+    from target_torch import TorchTarget
+
+    TARGETS.append(TorchTarget())
 
 
 def on_targets(cases):
@@ -144,17 +153,17 @@ _FORMULAS = (Formula("exact", exact=True), Formula("plain", exact=False))
 
 
 # All targets of a case run one after the other, so a handful of results is enough to compute each only once.
-@functools.lru_cache(maxsize=16)
+@functools.lru_cache(maxsize=32)
 def expected_forward(case: Case, seed: int = 0) -> Expected:
     return _expected(case, seed, lambda formula, arrays: formula.forward(case, arrays))
 
 
-@functools.lru_cache(maxsize=16)
+@functools.lru_cache(maxsize=32)
 def expected_backward(case: Case, seed: int = 0) -> Expected:
     return _expected(case, seed, lambda formula, arrays: formula.backward(case, arrays, arrays.dout, arrays.dlse))
 
 
-@functools.lru_cache(maxsize=16)
+@functools.lru_cache(maxsize=32)
 def expected_kvcache(case: CacheCase, seed: int = 0) -> Expected:
     return _expected(case, seed, lambda formula, arrays: formula.with_kvcache(case, arrays))
 

@@ -100,7 +100,7 @@ def target(request):
     return request.param
 
 
-@settings(max_examples=120)
+@settings(max_examples=80)
 @given(case=attention_cases())
 def test_attention(target, case):
     note(f"Case: {case}")
@@ -110,7 +110,7 @@ def test_attention(target, case):
         judge_backward(case, target.backward(case, arrays, arrays.dout, arrays.dlse))
 
 
-@settings(max_examples=150)
+@settings(max_examples=100)
 @given(case=cache_cases())
 def test_cache(target, case):
     note(f"CacheCase: {case}")

@@ -32,8 +32,12 @@ BACKWARD_ROLES = (Role.DOUT, Role.OUT, Role.LSE, Role.DLSE)
 GRADIENTS = {Role.DQ: Role.Q, Role.DK: Role.K, Role.DV: Role.V, Role.DBIAS: Role.BIAS, Role.DSINK: Role.SINK}
 
 
-def views_of(framework: Framework, function: str, arrays: Arrays, written: frozenset[int] = frozenset()) -> list[tuple[int, _core.View]]:
-    """(role, view) of each array; copies of those whose memory no kernel reads, unless they are written."""
+def views_of(
+    framework: Framework, function: str, arrays: Arrays, written: frozenset[int] = frozenset()
+) -> tuple[list[tuple[int, _core.View]], bool]:
+    """(role, view) of each array; copies of those whose memory no kernel reads, unless they are written. And whether the
+    framework is tracing: then there is no memory, and the views are shapes."""
+    traced = framework.traced(arrays)
     result = []
     for role, array in arrays.items():
         if not framework.owns(array):
@@ -41,25 +45,38 @@ def views_of(framework: Framework, function: str, arrays: Arrays, written: froze
                 f"[{function}] {_core.argument_name(function, role)}: expected a {framework.name} array like the others, "
                 f"found {type(array).__module__}.{type(array).__qualname__}."
             )
-        if framework.dtype_code(array.dtype) is None:
+        code = framework.dtype_code(array.dtype)
+        if code is None:
             raise TypeError(
                 f"[{function}] {_core.argument_name(function, role)}: expected one of {framework.supported_dtypes()}, "
                 f"found {framework.describe_dtype(array)}."
             )
         try:
-            view = framework.view(array, role in written)
+            view = shape_of(code, array.shape) if traced else framework.view(array, role in written)
         except ValueError as error:  # read-only, or too many axes
             raise ValueError(f"[{function}] {_core.argument_name(function, role)}: {error}.") from error
         fits = view.last_axis_contiguous if role in STRIDED else view.contiguous
         if not fits and role not in written:
             view = framework.view(framework.contiguous(array))
         result.append((role, view))
-    return result
+    return result, traced
+
+
+def shape_of(code: int, shape: tuple[int, ...]) -> _core.View:
+    """A view without memory."""
+    strides, step = [], 1
+    for size in reversed(shape):
+        strides.append(step)
+        step *= size
+    return _core.view_of_address(0, code, list(shape), strides[::-1])
 
 
 def run(framework: Framework, function: str, which: int, arrays: Arrays, options: Options, written: frozenset[int] = WRITTEN) -> Arrays:
     """One pass: what it writes, by role."""
-    views = views_of(framework, function, arrays, written)
+    views, traced = views_of(framework, function, arrays, written)
+    if traced:
+        _core.describe(function, which, views, options)  # says what is wrong with shapes, dtypes and options
+        return framework.formula(which, arrays, options)
     prepared = _core.prepare(function, which, views, options)
     return framework.execute(prepared, arrays, views)
 
@@ -94,9 +111,10 @@ def with_kvcache(framework: Framework, function: str, arrays: Arrays, options: O
     return results[Role.OUT], results[Role.LSE]
 
 
-def check(framework: Framework, function: str, arrays: Arrays, options: Options) -> None:
+def check(framework: Framework, function: str, arrays: Arrays, options: Options, which: int = Pass.FORWARD) -> None:
     """All checks of a cache call, before anything is written."""
-    _core.prepare(function, Pass.FORWARD, views_of(framework, function, arrays, CACHE_WRITTEN), options)
+    views, traced = views_of(framework, function, arrays, CACHE_WRITTEN)
+    (_core.describe if traced else _core.prepare)(function, which, views, options)
 
 
 APPEND_ROLES = (Role.Q, Role.K, Role.V, Role.NEW_K, Role.NEW_V, Role.COS, Role.SIN, Role.LENGTHS, Role.CACHE_ROWS, Role.LEFTPAD, Role.PAGES)
@@ -107,9 +125,9 @@ def append_in_place(framework: Framework, function: str, arrays: Arrays, options
     some = {role: arrays[role] for role in APPEND_ROLES if role in arrays}
     turned = options._replace(wants=wants(Role.ROTATED_Q) if Role.COS in arrays else 0)
     results = run(framework, function, Pass.APPEND, some, turned, CACHE_WRITTEN)
-    return results.get(Role.ROTATED_Q, arrays[Role.Q])
+    return results.get(Role.ROTATED_Q, arrays.get(Role.Q))
 
 
 def explain(framework: Framework, function: str, arrays: Arrays, options: Options) -> str:
     """Which kernel a forward call would run, and why others would not."""
-    return _core.explain(function, Pass.FORWARD, views_of(framework, function, arrays), options)
+    return _core.explain(function, Pass.FORWARD, views_of(framework, function, arrays)[0], options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 from flash_attn import interface
@@ -13,8 +14,9 @@ def explain(function: Any, *args: Any, **kwargs: Any) -> str:
     ``explain(flash_attn_func, q, k, v, causal=True)`` takes one of the seven functions and its arguments, computes nothing, and
     raises what the call would raise.
     """
-    token = interface.explaining.set(True)
+    thread = threading.get_ident()
+    interface.explaining.add(thread)
     try:
         return function(*args, **kwargs)
     finally:
-        interface.explaining.reset(token)
+        interface.explaining.discard(thread)

@@ -22,7 +22,7 @@ from flash_attn.call import DTYPE_NAMES, Arrays, Options, Pass, Role
 
 HIDING_BIAS = -1e20  # an additive bias below this hides its key
 NO_LIMIT = 1 << 29
-BLOCK_SCORES = 1 << 21  # scores of a block of rows, all heads and keys
+BLOCK_SCORES = 1 << 20  # scores of a block of rows, all heads and keys
 MIN_BLOCK_ROWS, MAX_BLOCKS = 32, 128  # else thousands of small operations: a block is then larger
 
 
@@ -124,6 +124,19 @@ def merge_weights(xp: Any, lse: Any) -> tuple[Any, Any]:
     total = xp.sum(weights, axis=0, keepdims=True)
     divisor = xp.where(total > 0, total, 1.0)
     return weights / divisor, xp.where(total > 0, reference + xp.log(divisor), -math.inf)[0]
+
+
+def sink_gradient(xp: Any, arrays: Arrays) -> Any:
+    """What each sequence of a dense call contributes to DSINK, (b, h): sum over rows of exp(sink - lse) (dlse - D)."""
+    real = _real(xp, arrays[Role.Q])
+    lse = arrays[Role.LSE]
+    exists = lse > -math.inf
+    dout, out = (xp.astype(arrays[role], real) for role in (Role.DOUT, Role.OUT))
+    delta = xp.swapaxes(xp.sum(dout * out, axis=-1), 1, 2)
+    if Role.DLSE in arrays:
+        delta = delta - arrays[Role.DLSE]
+    share = xp.exp(xp.where(exists, xp.astype(arrays[Role.SINK], real)[None, :, None] - xp.where(exists, lse, 0.0), -math.inf))
+    return -xp.sum(share * xp.where(exists, delta, 0.0), axis=-1)
 
 
 def rotate(xp: Any, arrays: Arrays, options: Options) -> Arrays:
@@ -247,7 +260,7 @@ def _four_axes(xp: Any, bias: Any, real: Any) -> Any:
 
 def _each(counts: Any) -> Any:
     """Numbers of each sequence, against (b, h, rows, keys)."""
-    return counts if counts is None or isinstance(counts, int) else counts[:, None, None, None]
+    return counts[:, None, None, None] if hasattr(counts, "shape") else counts
 
 
 def _gather_keys(xp: Any, arrays: Arrays, options: Options, batch: int) -> tuple[Any, Any, int, Any]:

@@ -9,14 +9,16 @@ Formulas: Dao et al., FlashAttention (arXiv:2205.14135) and FlashAttention-2 (ar
 
 from __future__ import annotations
 
-import contextvars
 import numbers
+import threading
 from typing import Any
 
 from flash_attn import engine, frameworks
 from flash_attn.call import Arrays, Options, Role
+from flash_attn.scalars import flag, integer, number, said
 
-explaining = contextvars.ContextVar("explaining", default=False)  # calls then say what they would run: explain.py
+_FITS = 1 << 63
+explaining: set[int] = set()  # threads whose calls say what they would run: explain.py
 
 _ARGUMENTS = """
     Arguments:
@@ -53,11 +55,13 @@ def _documented(function: Any) -> Any:
 
 
 def _window(function: str, window_size: Any) -> tuple[int, int]:
+    if type(window_size) is tuple and window_size == (-1, -1):
+        return -1, -1
     try:
         left, right = window_size
-        return int(left), int(right)
     except (TypeError, ValueError):
-        raise TypeError(f"[{function}] window_size: expected two integers (left, right), found {window_size!r}.") from None
+        raise TypeError(f"[{function}] window_size: expected two integers (left, right), found {said(window_size)}.") from None
+    return integer(function, "window_size", left), integer(function, "window_size", right)
 
 
 def _same(function: str, names: str, one: Any, other: Any) -> Any:
@@ -89,22 +93,36 @@ def options_of(
 ) -> Options:
     """The options of a call, as users give them."""
     left, right = _window(function, window_size)
+    if (  # what most calls say, which is worth a shortcut: a small attention takes less time than the rest of this
+        type(dropout_p) is float
+        and (softmax_scale is None or type(softmax_scale) is float)
+        and type(causal) is type(deterministic) is bool
+        and type(softcap) is float
+        and type(max_rows) is type(max_keys) is int
+        and (q_offset is k_offset is out_dtype is None)
+        and type(attention_chunk) is type(num_splits) is int
+        and attention_chunk == num_splits == 0
+        and -1 <= max_rows < _FITS > max_keys >= -1
+    ):
+        return Options(
+            dropout_p, softmax_scale, causal, left, right, softcap, deterministic, 0, False, 0, 0, max_rows, max_keys
+        )
     return Options(
-        dropout=float(dropout_p),
-        scale=None if softmax_scale is None else float(softmax_scale),
-        causal=bool(causal),
+        dropout=number(function, "dropout_p", dropout_p),
+        scale=None if softmax_scale is None else number(function, "softmax_scale", softmax_scale),
+        causal=flag(function, "causal", causal),
         left=left,
         right=right,
-        softcap=float(softcap),
-        deterministic=bool(deterministic),
-        chunk=int(attention_chunk),
+        softcap=number(function, "softcap", softcap),
+        deterministic=flag(function, "deterministic", deterministic),
+        chunk=integer(function, "attention_chunk", attention_chunk),
         has_offsets=q_offset is not None or k_offset is not None,
-        q_offset=int(q_offset or 0),
-        k_offset=int(k_offset or 0),
-        max_rows=int(max_rows),
-        max_keys=int(max_keys),
+        q_offset=0 if q_offset is None else integer(function, "q_offset", q_offset),
+        k_offset=0 if k_offset is None else integer(function, "k_offset", k_offset),
+        max_rows=integer(function, "max_seqlen" if "varlen_qkvpacked" in function else "max_seqlen_q", max_rows),
+        max_keys=integer(function, "max_seqlen_k", max_keys),
         out_dtype=_dtype(framework, function, out_dtype),
-        splits=int(num_splits),
+        splits=integer(function, "num_splits", num_splits, bits=32),
     )
 
 
@@ -112,11 +130,12 @@ def _attend(function: str, arrays: Arrays, dropout_p: float, return_attn_probs: 
     q = arrays.get(Role.Q)
     framework = frameworks.of(q, function, "q")
     options = options_of(function, framework, dropout_p, *rest, **more)
-    if dropout_p:
+    return_attn_probs = flag(function, "return_attn_probs", return_attn_probs)
+    if options.dropout:
         arrays[Role.SEED] = framework.seed(q) if rng_state is None else rng_state
         if return_attn_probs:
             options = options._replace(wants=1 << Role.PROBABILITIES)
-    if explaining.get():
+    if explaining and threading.get_ident() in explaining:
         return engine.explain(framework, function, arrays, options)
     out, lse, probabilities = framework.attention(function, arrays, options)
     if not return_attn_probs:
@@ -131,22 +150,20 @@ def _dtype(framework: Any, function: str, dtype: Any) -> int:
         return 0
     code = framework.dtype_code(dtype)
     if code is None:
-        raise TypeError(f"[{function}] out_dtype: expected a float dtype of {framework.name}, found {dtype!r}.")
+        raise TypeError(f"[{function}] out_dtype: expected a float dtype of {framework.name}, found {said(dtype)}.")
     return code
 
 
 def _split(function: str, name: str, array: Any, count: int, axis: int) -> tuple[Any, ...]:
     """The parts of a packed array (.., count, heads, dim), as views."""
-    shape = getattr(array, "shape", None)
-    if shape is None:
-        frameworks.of(array, function, name)  # raises TypeError
+    framework = frameworks.of(array, function, name)
+    shape = tuple(array.shape)
     if len(shape) != axis + 3 or shape[axis] != count:
         layout = "(batch, seqlen, {}, heads, head_dim)" if axis == 2 else "(total, {}, heads, head_dim)"
         raise ValueError(
-            f"[{function}] {name}: must be {axis + 3}D, expected {layout.format(count)}, found {len(shape)} axes (shape {tuple(shape)})."
+            f"[{function}] {name}: expected axes {layout.format(count)}: must be {axis + 3}D, found {len(shape)}D (shape {shape})."
         )
-    index = (slice(None),) * axis
-    return tuple(array[index + (i,)] for i in range(count))
+    return framework.unpack(array, axis)
 
 
 @_documented
@@ -531,7 +548,7 @@ def flash_attn_with_kvcache(
     function = "flash_attn_with_kvcache"
     framework = frameworks.of(q, function, "q")
     sink = _same(function, "learnable_sink, s_aux", learnable_sink, s_aux)
-    length = int(cache_seqlens) if isinstance(cache_seqlens, numbers.Integral) else None
+    length = integer(function, "cache_seqlens", cache_seqlens) if isinstance(cache_seqlens, numbers.Integral) else None
     arrays = _arrays(
         Q=q,
         K=k_cache,
@@ -549,18 +566,19 @@ def flash_attn_with_kvcache(
     )
     left, right = _window(function, window_size)
     options = Options(
-        scale=None if softmax_scale is None else float(softmax_scale),
-        causal=bool(causal),
+        scale=None if softmax_scale is None else number(function, "softmax_scale", softmax_scale),
+        causal=flag(function, "causal", causal),
         left=left,
         right=right,
-        softcap=float(softcap),
-        chunk=int(attention_chunk),
+        softcap=number(function, "softcap", softcap),
+        chunk=integer(function, "attention_chunk", attention_chunk),
         out_dtype=_dtype(framework, function, out_dtype),
-        splits=int(num_splits),
+        splits=integer(function, "num_splits", num_splits, bits=32),
         cache_length=length,
-        rotary_interleaved=bool(rotary_interleaved),
+        rotary_interleaved=flag(function, "rotary_interleaved", rotary_interleaved),
     )
-    if explaining.get():
+    return_softmax_lse = flag(function, "return_softmax_lse", return_softmax_lse)
+    if explaining and threading.get_ident() in explaining:
         return engine.explain(framework, function, arrays, options)
-    out, lse = engine.with_kvcache(framework, function, arrays, options)
+    out, lse = framework.with_kvcache(function, arrays, options)
     return (out, lse) if return_softmax_lse else out

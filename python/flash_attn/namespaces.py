@@ -13,11 +13,11 @@ class Namespace:
     any, matmul, reshape, swapaxes, transpose, concatenate, stack, broadcast_to, zeros, take.
     """
 
-    word: Any  # the dtype for Philox: an integer that holds 32 unsigned bits; sums may wrap at 32 bits or not
+    word: Any  # a 64-bit integer, for the words of Philox and their products; signed ones may wrap
 
     def __init__(self, module: Any):
         self._module = module
-        self.word = getattr(module, "uint32", None)
+        self.word = module.uint64
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._module, name)

@@ -69,7 +69,7 @@ def backward(
         "OUT": out,
         "LSE": softmax_lse,
         "DLSE": dlse,
-        "SEED": rng_state if dropout_p else None,
+        "SEED": rng_state,
         "SLOPES": alibi_slopes,
         "BIAS": attn_bias,
         "SINK": learnable_sink,
@@ -129,7 +129,7 @@ def varlen_backward(
         "OUT": out,
         "LSE": softmax_lse,
         "DLSE": dlse,
-        "SEED": rng_state if dropout_p else None,
+        "SEED": rng_state,
         "SLOPES": alibi_slopes,
         "SINK": learnable_sink,
         "CU_ROWS": cu_seqlens_q,
@@ -157,6 +157,8 @@ def varlen_backward(
 
 def _gradients(function: str, named: dict[str, Any], options: Any) -> Gradients:
     arrays = {getattr(Role, name): array for name, array in named.items() if array is not None}
+    if not options.dropout:
+        arrays.pop(Role.SEED, None)
     bias = arrays.get(Role.BIAS)
     wanted = 0
     if bias is not None and getattr(bias, "dtype", None) != np.bool_:

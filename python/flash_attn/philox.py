@@ -1,4 +1,4 @@
-"""The random bits of dropout in array code: the scheme of src/semantics/dropout.h, by products of 16-bit halves.
+"""The random bits of dropout in array code: the scheme of src/semantics/dropout.h. 32-bit words lie in 64-bit integers, as products do.
 
 One Philox4x32-7 call (Salmon et al., SC11) decides rows {i, i + 8} x keys {j, j + 8, j + 16, j + 24} by 16 bits each, so an
 eighth of the elements is computed and the rest is a matter of order.
@@ -24,7 +24,7 @@ def bits(xp: Any, seed: Any, streams: int, rows: tuple[int, int], keys: tuple[in
     words = _philox7(xp, counter, low, high)
     words = [xp.broadcast_to(word, (streams, row_blocks * 8, key_blocks * 8)) for word in words]
     # group = (row / 8 % 2) * 4 + (key / 8 % 4): the low half of a word first
-    groups = xp.stack([words[group // 2] >> (16 * (group % 2)) & LOW for group in range(8)])
+    groups = xp.stack([xp.astype(words[group // 2] >> (16 * (group % 2)) & LOW, xp.int32) for group in range(8)])
     groups = xp.reshape(groups, (2, 4, streams, row_blocks, 8, key_blocks, 8))
     groups = xp.transpose(groups, (2, 3, 0, 4, 5, 1, 6))
     whole = xp.reshape(groups, (*shape, row_blocks * 16, key_blocks * 32))
@@ -58,9 +58,6 @@ def _philox7(xp: Any, counter: tuple, key0: Any, key1: Any) -> tuple:
 
 
 def _product(a: Any, constant: int) -> tuple[Any, Any]:
-    """(high, low) words of a * constant; nothing here passes 32 bits."""
-    a_low, a_high, c_low, c_high = a & LOW, a >> 16, constant & LOW, constant >> 16
-    low, cross, other, high = a_low * c_low, a_low * c_high, a_high * c_low, a_high * c_high
-    middle = (low >> 16) + (cross & LOW) + (other & LOW)
-    high = high + (cross >> 16) + (other >> 16) + (middle >> 16)
-    return high, (middle & LOW) << 16 | (low & LOW)
+    """(high, low) words of a * constant."""
+    product = a * constant
+    return product >> 32 & WORD, product & WORD

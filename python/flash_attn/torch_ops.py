@@ -7,13 +7,15 @@ frameworks/torch.py go to run() without a detour through the dispatcher, which c
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
 
-from flash_attn import _core
+from flash_attn import _core, fold, namespaces
 from flash_attn.call import DTYPE_NAMES, DTYPES, Arrays, Options, Pass, Role
 from flash_attn.engine import FORWARD_ROLES, GRADIENTS, wants
 from flash_attn.frameworks.base import STRIDED
@@ -28,18 +30,12 @@ _KINDS = {"cpu": 0, "cuda": 3 if torch.version.hip else 1, "mps": 2}
 def view(tensor: torch.Tensor, real: bool = True) -> _core.View:
     """The core's view of a tensor; ``real`` False: of its shape only, for tensors without memory."""
     device = tensor.device
-    shape, strides = tensor.shape, tensor.stride()
-    if not real:
-        shape, strides = [_hint(n) for n in shape], [_hint(n) for n in strides]
-    return _core.view_of_address(
-        tensor.data_ptr() if real else 0,
-        CODES[tensor.dtype],
-        shape,
-        strides,
-        _KINDS.get(device.type, 0),
-        device.index or 0,
-        tensor if real else None,
-    )
+    shape = [_hint(n) for n in tensor.shape]
+    if 0 in shape:  # strides of an array without elements may be anything
+        tensor = torch.empty(shape, dtype=tensor.dtype, device=device if real else "meta")
+    strides = [_hint(n) for n in tensor.stride()]
+    kind, owner = _KINDS.get(device.type, 0), tensor if real else None
+    return _core.view_of_address(tensor.data_ptr() if real else 0, CODES[tensor.dtype], shape, strides, kind, device.index or 0, owner)
 
 
 class _Addresses:
@@ -64,6 +60,9 @@ class _Addresses:
             views.append((role, made))
         return views
 
+    def plain(self, arrays: Arrays) -> bool:
+        return all(type(x) in _EXACT for x in arrays.values())
+
     def check(self, function: str, pass_: int, arrays: Arrays, options: Options, written: int) -> None:
         _core.prepare(function, pass_, self._views(function, arrays, written), options)
 
@@ -79,21 +78,47 @@ class _Addresses:
         return results
 
 
+_EXACT = (torch.Tensor, torch.nn.Parameter)  # subclasses may hide anything: they take the dispatcher
+EXCHANGE: Any = _Addresses()
 if hasattr(torch.Tensor, "__dlpack_c_exchange_api__"):
-    EXCHANGE = _core.Exchange(torch.Tensor, BY_CODE, "PyTorch")
-else:
-    EXCHANGE = _Addresses()
+    EXCHANGE = _core.Exchange(_EXACT, torch.empty_like, BY_CODE, "PyTorch")
+
+_main_thread = threading.main_thread().ident
+
+
+def _after_fork() -> None:
+    global _main_thread
+    _main_thread = threading.main_thread().ident
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 def run(function: str, which: int, arrays: Arrays, options: Options, written: int = 0) -> Arrays:
     """One pass on plain tensors: what it wrote, by role. ``written``: bits of roles that are written in place."""
-    main = threading.get_ident() == threading.main_thread().ident
-    results = EXCHANGE.run(function, which, arrays, options, written, main)
+    results = EXCHANGE.run(function, which, arrays, options, written, threading.get_ident() == _main_thread)
     if written:
         for role, tensor in arrays.items():
             if written >> role & 1 and not tensor.is_inference():
                 torch.autograd.graph.increment_version(tensor)
     return results
+
+
+_dispatch_modes = torch._C._len_torch_dispatch_stack
+transforms = torch._C._functorch.peek_interpreter_stack
+_tracing = torch._C._get_tracing_state
+
+
+def is_eager(arrays: Arrays) -> bool:
+    """Whether these are tensors with memory, and nobody is watching what is done with them."""
+    if _dispatch_modes() or transforms() is not None or forward_ad._current_level >= 0 or _tracing() is not None:
+        return False
+    if not EXCHANGE.plain(arrays):
+        return False
+    for x in arrays.values():
+        if x.is_meta or x.is_neg():
+            return False
+    return True
 
 
 def materialised(arrays: Arrays) -> Arrays:
@@ -157,7 +182,7 @@ def _lse_dtype(q: torch.Tensor) -> torch.dtype:
     return torch.float64 if q.dtype == torch.float64 else torch.float32
 
 
-def _empty_outputs(arrays: Arrays, options: Options) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def empty_outputs(arrays: Arrays, options: Options) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     q, k, v = arrays[Role.Q], arrays[Role.K], arrays[Role.V]
     out = q.new_empty((*q.shape[:-1], v.shape[-1]), dtype=BY_CODE[options.out_dtype] if options.out_dtype else q.dtype)
     packed = Role.CU_ROWS in arrays
@@ -230,7 +255,7 @@ with_kvcache = torch.library.custom_op(
 def _(function: str, *flat: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     arrays, options = _call(FORWARD_ROLES, flat)
     check_fake(function, Pass.FORWARD, arrays, options)
-    return _empty_outputs(arrays, options)
+    return empty_outputs(arrays, options)
 
 
 @backward.register_fake
@@ -248,21 +273,21 @@ def _(function: str, *flat: Any) -> tuple[torch.Tensor, ...]:
 def _(function: str, *flat: Any) -> tuple[torch.Tensor, torch.Tensor]:
     arrays, options = _call(CACHE_ROLES, flat)
     check_fake(function, Pass.FORWARD, arrays, options)
-    return _empty_outputs(arrays, options)[:2]
+    return empty_outputs(arrays, options)[:2]
 
 
 # -------------------------------------------------------------------------------------------------------------- autograd
 
 
-class Namespace:
-    """torch under the names that formula.py and combine.py use; arrays are made on `device`."""
+class Namespace(namespaces.Namespace):
+    """torch under the names that formula.py, fold.py and combine.py use; arrays are made on `device`."""
 
-    float32, float64, int32, bool_ = torch.float32, torch.float64, torch.int32, torch.bool
-    word = torch.int64  # holds the 32-bit words of Philox and their products
-    exp, log, tanh, abs, matmul, reshape, stack = torch.exp, torch.log, torch.tanh, torch.abs, torch.matmul, torch.reshape, torch.stack
-    swapaxes, transpose, where, broadcast_to = torch.swapaxes, torch.permute, torch.where, torch.broadcast_to
+    bool_ = torch.bool
+    transpose = staticmethod(torch.permute)
 
     def __init__(self, device: torch.device | None = None):
+        super().__init__(torch)
+        self.word = torch.int64  # holds 32 unsigned bits and their sums
         self.device = device
 
     def arange(self, first: int, end: int) -> torch.Tensor:
@@ -271,44 +296,31 @@ class Namespace:
     def zeros(self, shape: Any, dtype: torch.dtype) -> torch.Tensor:
         return torch.zeros(shape, dtype=dtype, device=self.device)
 
-    @staticmethod
-    def astype(x: torch.Tensor, dtype: torch.dtype | str) -> torch.Tensor:
-        return x.to(getattr(torch, dtype) if isinstance(dtype, str) else dtype)
+    def astype(self, array: torch.Tensor, dtype: torch.dtype | str) -> torch.Tensor:
+        return array.to(self.dtype(dtype))
 
-    @staticmethod
-    def constant(x: torch.Tensor) -> torch.Tensor:
-        return x.detach()
+    def constant(self, array: torch.Tensor) -> torch.Tensor:
+        return array.detach()
 
-    @staticmethod
-    def after(x: torch.Tensor, *before: torch.Tensor) -> torch.Tensor:
-        return x
-
-    @staticmethod
-    def concatenate(parts: Any, axis: int = 0) -> torch.Tensor:
+    def concatenate(self, parts: Any, axis: int = 0) -> torch.Tensor:
         return torch.cat(tuple(parts), dim=axis)
 
-    @staticmethod
-    def take(x: torch.Tensor, index: torch.Tensor, axis: int = 0) -> torch.Tensor:
+    def take(self, x: torch.Tensor, index: torch.Tensor, axis: int = 0) -> torch.Tensor:
         return torch.index_select(x, axis, index.to(torch.int64))
 
-    @staticmethod
-    def sum(x: torch.Tensor, axis: Any = None, keepdims: bool = False) -> torch.Tensor:
+    def sum(self, x: torch.Tensor, axis: Any = None, keepdims: bool = False) -> torch.Tensor:
         return torch.sum(x, dim=axis, keepdim=keepdims)
 
-    @staticmethod
-    def max(x: torch.Tensor, axis: Any = None, keepdims: bool = False) -> torch.Tensor:
+    def max(self, x: torch.Tensor, axis: Any = None, keepdims: bool = False) -> torch.Tensor:
         return torch.amax(x, dim=axis, keepdim=keepdims)
 
-    @staticmethod
-    def any(x: torch.Tensor, axis: Any = None, keepdims: bool = False) -> torch.Tensor:
+    def any(self, x: torch.Tensor, axis: Any = None, keepdims: bool = False) -> torch.Tensor:
         return torch.any(x, dim=axis, keepdim=keepdims)
 
-    @staticmethod
-    def maximum(x: torch.Tensor, other: Any) -> torch.Tensor:
+    def maximum(self, x: torch.Tensor, other: Any) -> torch.Tensor:
         return torch.maximum(x, other) if isinstance(other, torch.Tensor) else torch.clamp(x, min=other)
 
-    @staticmethod
-    def minimum(x: torch.Tensor, other: Any) -> torch.Tensor:
+    def minimum(self, x: torch.Tensor, other: Any) -> torch.Tensor:
         return torch.minimum(x, other) if isinstance(other, torch.Tensor) else torch.clamp(x, max=other)
 
 
@@ -316,15 +328,15 @@ def gradients(
     function: str, arrays: Arrays, options: Options, dout: Any, dlse: Any, needed: dict[int, int], step: Callable[..., Arrays]
 ) -> Arrays:
     """Gradients by their own roles of a forward call, computed by ``step``, a backward pass; ``needed``: role -> role of its gradient."""
-    q, out = arrays[Role.Q], arrays[Role.OUT]
+    dtype = arrays[Role.Q].dtype
     if dout is None:  # only the lse was used
-        dout = torch.zeros_like(out)
-    arrays = {**arrays, Role.DOUT: dout if dout.dtype == q.dtype else dout.to(q.dtype)}
+        dout = torch.zeros_like(arrays[Role.OUT])
+    arrays[Role.DOUT] = dout if dout.dtype == dtype else dout.to(dtype)
     if dlse is not None:
         arrays[Role.DLSE] = dlse
-    extra = sum(1 << gradient for source, gradient in needed.items() if source in (Role.BIAS, Role.SINK))
-    if extra or options.wants:
-        options = options._replace(wants=extra)
+    if needed or options.wants:
+        extra = (gradient for source, gradient in needed.items() if source in (Role.BIAS, Role.SINK))
+        options = options._replace(wants=wants(*extra))
     return step(function, arrays, options)
 
 
@@ -342,6 +354,13 @@ def second_order(
 
     values, pull = torch.func.vjp(first_order, *(arrays[role] for role in needed))
     return pull(tuple(torch.zeros_like(x) if c is None else c for x, c in zip(values, cotangents)))
+
+
+def second_order_of_operator(arrays: Arrays, options: Options, needed: Sequence[int], cotangents: Sequence[Any]) -> Arrays:
+    """second_order() for the outputs of the backward operator, some of which may be absent."""
+    present = [role in (Role.DQ, Role.DK, Role.DV) or bool(options.wants >> role & 1) for role in GRADIENTS]
+    outputs, some = ([x for x, here in zip(all_, present) if here] for all_ in (GRADIENTS, cotangents))
+    return dict(zip(needed, second_order(arrays, options, needed, outputs, some)))
 
 
 _BY_GRADIENT = {source: gradient for gradient, source in GRADIENTS.items()}
@@ -374,12 +393,34 @@ def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor
 def _backward_backward(ctx: Any, *cotangents: Any) -> tuple[Any, ...]:
     arrays = {role: x for role, x in zip(BACKWARD_ROLES, ctx.saved_tensors) if x is not None}
     needed = [role for role, needs in zip(BACKWARD_ROLES, ctx.needs_input_grad[1:]) if needs]
-    options = Options(*ctx.options)
-    outputs = [role for role in GRADIENTS if role in (Role.DQ, Role.DK, Role.DV) or options.wants >> role & 1]
-    some = [c for role, c in zip(GRADIENTS, cotangents) if role in outputs]
-    found = dict(zip(needed, second_order(arrays, options, needed, outputs, some)))
+    found = second_order_of_operator(arrays, Options(*ctx.options), needed, cotangents)
     return None, *(found.get(role) for role in BACKWARD_ROLES), *(None for _ in ctx.options)
 
 
 forward.register_autograd(_forward_backward, setup_context=_save_forward)
 backward.register_autograd(_backward_backward, setup_context=_save_backward)
+
+
+# -------------------------------------------------------------------------------------------------------------- batching
+
+
+def _batched(operator: Any, roles: tuple[int, ...], results: tuple[int, ...]) -> Callable[..., Any]:
+    """The rule of torch.vmap for an operator."""
+
+    def rule(info: Any, in_dims: tuple[int | None, ...], function: str, *flat: Any) -> tuple[Any, Any]:
+        arrays, options = _call(roles, flat)
+        axes = {role: axis for role, axis in zip(roles, in_dims[1:]) if axis is not None}
+
+        def operation(arrays: Arrays, options: Options) -> Arrays:
+            return {role: x for role, x in zip(results, operator(function, *flatten(roles, arrays, options))) if x.shape != (0,)}
+
+        found = fold.mapped(Namespace(arrays[Role.Q].device), arrays, axes, options, operation)
+        absent = arrays[Role.Q].new_empty((0,))
+        return tuple(found.get(role, absent) for role in results), tuple(0 if role in found else None for role in results)
+
+    return rule
+
+
+if hasattr(forward, "register_vmap"):  # torch >= 2.5
+    forward.register_vmap(_batched(torch.ops.flash_attn.forward, FORWARD_ROLES, (Role.OUT, Role.LSE, Role.PROBABILITIES)))
+    backward.register_vmap(_batched(torch.ops.flash_attn.backward, BACKWARD_ROLES, tuple(GRADIENTS)))

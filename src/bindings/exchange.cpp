@@ -65,102 +65,132 @@ std::string text_of(nb::handle object) { return nb::cast<std::string>(nb::str(ob
 
 class Exchange {
  public:
-  // type: whose objects are arrays; dtypes: the framework's, by DType
-  Exchange(const nb::type_object& type, const nb::tuple& dtypes, const std::string& framework) : type_(type), dtypes_(dtypes), name_(framework) {
-    const nb::object capsule = nb::getattr(type, "__dlpack_c_exchange_api__");
+  // exact: the types whose objects are arrays with memory and nothing else; the first is the base of all. dtypes: the framework's, by DType.
+  Exchange(const nb::tuple& exact, const nb::object& empty_like, const nb::tuple& dtypes, const std::string& framework)
+      : exact_(exact), empty_like_(empty_like), dtypes_(dtypes), name_(framework) {
+    const nb::object capsule = nb::getattr(exact[0], "__dlpack_c_exchange_api__");
     table_ = static_cast<const ExchangeTable*>(PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
     if (!table_) throw nb::python_error();
     while (table_ && table_->major != 1) table_ = table_->older;
     if (!table_ || !table_->view) throw nb::value_error("expected version 1 of DLPack's exchange table, found another");
   }
 
-  // Runs a pass on {role: array}; returns {role: array} of what it wrote. `written`: bits of roles that the caller wants written in place.
+  // Runs a pass on {role: array}; returns {role: array} of what it wrote. `written`: bits of roles that are to be written in place.
   nb::dict run(const std::string& function, int pass, const nb::dict& arrays, const nb::tuple& options, uint64_t written, bool main_thread) {
-    Call call(function.c_str(), static_cast<Pass>(pass));
-    std::vector<nb::object> kept;
-    const nb::handle first = take(call, arrays, options, written, kept);
-    const Plan plan = prepare(call, device_of(call[first_role(call)].place));
+    Taken taken = take(function, pass, arrays, options, written);
+    const Plan plan = prepare(taken.call, device_of(taken.call[first_role(taken.call)].place));
     nb::dict results;
-    for (const Output& o : outputs_of(plan.problem, call)) {
+    for (const Output& o : outputs_of(plan.problem, taken.call)) {
       const nb::int_ role(static_cast<int>(o.role));
-      if (call[o.role]) {
+      if (taken.call[o.role]) {
         results[role] = arrays[role];
         continue;
       }
-      nb::object array = allocate(first, o);
-      call[o.role] = view(call, o.role, array.ptr());
+      nb::object array = allocate(taken, o);
+      taken.call[o.role] = view(taken.call, o.role, array.ptr());
       results[role] = array;
     }
     {
       nb::gil_scoped_release released;
-      execute(plan, call, main_thread ? interrupted : nullptr);
+      execute(plan, taken.call, main_thread ? interrupted : nullptr);
     }
     return results;
   }
 
   // All checks of a pass, and nothing else.
   void check(const std::string& function, int pass, const nb::dict& arrays, const nb::tuple& options, uint64_t written) {
-    Call call(function.c_str(), static_cast<Pass>(pass));
-    std::vector<nb::object> kept;
-    take(call, arrays, options, written, kept);
-    prepare(call, device_of(call[first_role(call)].place));
+    const Taken taken = take(function, pass, arrays, options, written);
+    prepare(taken.call, device_of(taken.call[first_role(taken.call)].place));
+  }
+
+  // Whether all arrays are of the exact types: others may hide anything, and belong to the framework's dispatcher.
+  bool plain(const nb::dict& arrays) const {
+    PyObject *key, *object;
+    for (Py_ssize_t at = 0; PyDict_Next(arrays.ptr(), &at, &key, &object);) {
+      bool found = false;
+      for (nb::handle type : exact_) found = found || reinterpret_cast<PyObject*>(Py_TYPE(object)) == type.ptr();
+      if (!found) return false;
+    }
+    return true;
   }
 
  private:
-  nb::handle take(Call& call, const nb::dict& arrays, const nb::tuple& options, uint64_t written, std::vector<nb::object>& kept) const {
+  struct Taken {
+    Call call;
+    PyObject* objects[ROLES] = {};  // borrowed from the caller's dictionary
+    std::vector<nb::object> copies;
+  };
+  Taken take(const std::string& function, int pass, const nb::dict& arrays, const nb::tuple& options, uint64_t written) const {
+    Taken taken{Call(function.c_str(), static_cast<Pass>(pass)), {}, {}};
+    Call& call = taken.call;
     call.options = options_of(options);
-    nb::handle first;
     PyObject *key, *object;
     for (Py_ssize_t at = 0; PyDict_Next(arrays.ptr(), &at, &key, &object);) {
       const Role role = static_cast<Role>(PyLong_AsLong(key));
       Tensor t = view(call, role, object);
       if (!contiguous(t, (STRIDED & bit(role)) != 0) && !(written & bit(role))) {
-        kept.push_back(nb::handle(object).attr("contiguous")());
-        t = view(call, role, kept.back().ptr());
+        taken.copies.push_back(nb::handle(object).attr("contiguous")());
+        t = view(call, role, taken.copies.back().ptr());
       }
       call[role] = t;
-      if (!first.is_valid()) first = object;
+      taken.objects[static_cast<int>(role)] = object;
     }
-    return first;
+    return taken;
   }
   static Role first_role(const Call& call) { return call[Role::q] ? Role::q : Role::new_k; }
 
   Tensor view(const Call& call, Role role, PyObject* object) const {
-    if (!PyObject_TypeCheck(object, reinterpret_cast<PyTypeObject*>(type_.ptr())))
-      refuse(Error::Kind::type, call, role, text("expected a ", name_, " array like the others, found ", text_of(nb::handle(object).type())));
+    if (!PyObject_TypeCheck(object, reinterpret_cast<PyTypeObject*>(PyTuple_GET_ITEM(exact_.ptr(), 0))))
+      refuse(Error::Kind::type, call, role,
+             text("expected a ", name_, " array like the others, found ", text_of(nb::handle(object).type())));
     DLTensor d{};
     if (table_->view(object, &d) != 0) {
       const nb::python_error error;
-      refuse(Error::Kind::type, call, role, text("expected a strided array with memory, found another (", error.what(), ")"));
+      const std::string why = text_of(error.value());
+      refuse(Error::Kind::type, call, role, text("expected a strided array with memory, found another (", why.substr(0, why.find('\n')), ")"));
     }
     Tensor t;
     t.dtype = dtype_of(d);
     if (t.dtype == DType::none)
-      refuse(Error::Kind::type, call, role, text("expected one of float16, bfloat16, float32, float64, int32, int64, uint32, bool, found ", text_of(nb::handle(object).attr("dtype"))));
+      refuse(Error::Kind::type, call, role, text("expected one of float16, bfloat16, float32, float64, int32, int64, uint32, bool, found ",
+                                                 text_of(nb::handle(object).attr("dtype"))));
     if (d.ndim > 5) refuse(Error::Kind::value, call, role, text("expected at most 5 axes, found ", d.ndim));
     t.data = static_cast<char*>(d.data) + d.byte_offset;
     t.place = Place{device_kind(d), d.device_id < 0 ? 0 : d.device_id};
     t.rank = d.ndim;
     int64_t count = 1;
     for (int i = 0; i < d.ndim; i++) t.shape[i] = d.shape[i], count *= d.shape[i];
-    int64_t step = 1;  // no strides: a contiguous array
-    for (int i = d.ndim - 1; i >= 0; i--) t.stride[i] = d.strides ? d.strides[i] : step, step *= d.shape[i];
-    if (!d.data && count > 0)
-      refuse(Error::Kind::type, call, role, "expected an array with memory, found one without");
+    int64_t step = 1;  // no strides: a contiguous array; those of an array without elements may be anything
+    for (int i = d.ndim - 1; i >= 0; i--) t.stride[i] = d.strides && count > 0 ? d.strides[i] : step, step *= d.shape[i];
+    if (!d.data && count > 0) refuse(Error::Kind::type, call, role, "expected an array with memory, found one without");
     return t;
   }
 
-  // like.new_empty(shape, dtype=...): the framework's own memory, where `like` is
-  nb::object allocate(nb::handle like, const Output& o) const {
-    const nb::object shape = nb::steal(PyTuple_New(static_cast<Py_ssize_t>(o.shape.size())));
-    for (size_t i = 0; i < o.shape.size(); i++) PyTuple_SET_ITEM(shape.ptr(), static_cast<Py_ssize_t>(i), PyLong_FromLongLong(o.shape[i]));
-    PyObject* arguments[] = {like.ptr(), shape.ptr(), PyTuple_GET_ITEM(dtypes_.ptr(), static_cast<Py_ssize_t>(o.dtype))};
-    PyObject* array = PyObject_VectorcallMethod(new_empty_.ptr(), arguments, 2, keywords_.ptr());
-    if (!array) throw nb::python_error();
-    return nb::steal(array);
+  // The framework's own memory where the call's arrays are: empty_like(array) where one is alike, which is cheaper than new_empty().
+  nb::object allocate(const Taken& taken, const Output& o) const {
+    PyObject* made = nullptr;
+    for (Role r : {Role::q, Role::k, Role::v})
+      if (!made && alike(taken.call[r], o)) made = PyObject_CallOneArg(empty_like_.ptr(), taken.objects[static_cast<int>(r)]);
+    if (!made && !PyErr_Occurred()) {
+      const nb::object shape = nb::steal(PyTuple_New(static_cast<Py_ssize_t>(o.shape.size())));
+      for (size_t i = 0; i < o.shape.size(); i++) PyTuple_SET_ITEM(shape.ptr(), static_cast<Py_ssize_t>(i), PyLong_FromLongLong(o.shape[i]));
+      PyObject* arguments[] = {taken.objects[static_cast<int>(first_role(taken.call))], shape.ptr(),
+                               PyTuple_GET_ITEM(dtypes_.ptr(), static_cast<Py_ssize_t>(o.dtype))};
+      made = PyObject_VectorcallMethod(new_empty_.ptr(), arguments, 2, keywords_.ptr());
+    }
+    if (!made) throw nb::python_error();
+    return nb::steal(made);
+  }
+  static bool alike(const Tensor& t, const Output& o) {
+    if (t.dtype != o.dtype || t.rank != static_cast<int>(o.shape.size()) || !contiguous(t, false)) return false;
+    int64_t step = 1;  // axes of length 1 may have any stride, which empty_like() would keep
+    for (int i = t.rank - 1; i >= 0; step *= t.shape[i--])
+      if (t.shape[i] != o.shape[static_cast<size_t>(i)] || t.stride[i] != step) return false;
+    return true;
   }
 
-  nb::type_object type_;
+  nb::tuple exact_;
+  nb::object empty_like_;
   nb::tuple dtypes_;
   std::string name_;
   nb::str new_empty_{"new_empty"};
@@ -171,9 +201,11 @@ class Exchange {
 
 void bind_exchange(nb::module_& m) {
   nb::class_<Exchange>(m, "Exchange")
-      .def(nb::init<nb::type_object, nb::tuple, std::string>(), nb::arg("type"), nb::arg("dtypes"), nb::arg("framework"))
+      .def(nb::init<nb::tuple, nb::object, nb::tuple, std::string>(), nb::arg("exact"), nb::arg("empty_like"), nb::arg("dtypes"),
+           nb::arg("framework"))
       .def("run", &Exchange::run, nb::arg("function"), nb::arg("pass_"), nb::arg("arrays"), nb::arg("options"), nb::arg("written"),
            nb::arg("main_thread"))
-      .def("check", &Exchange::check, nb::arg("function"), nb::arg("pass_"), nb::arg("arrays"), nb::arg("options"), nb::arg("written"));
+      .def("check", &Exchange::check, nb::arg("function"), nb::arg("pass_"), nb::arg("arrays"), nb::arg("options"), nb::arg("written"))
+      .def("plain", &Exchange::plain, nb::arg("arrays"));
 }
 }  // namespace fa::bindings

@@ -24,7 +24,8 @@ namespace {
 struct View {
   Tensor tensor;
   Py_buffer buffer{};
-  nb::object owner;  // of the memory, when it is no buffer's
+  bool regular = true;  // strides are whole elements and memory is aligned to them; otherwise the array must be copied
+  nb::object owner;     // of the memory, when it is no buffer's
   View() = default;
   View(const View&) = delete;
   View& operator=(const View&) = delete;
@@ -47,7 +48,12 @@ std::unique_ptr<View> view_of_buffer(nb::handle object, int dtype, bool writable
   t.dtype = static_cast<DType>(dtype);
   t.rank = b.ndim;
   if (b.ndim > 5) throw nb::value_error("expected at most 5 axes, found more");
-  for (int i = 0; i < b.ndim; i++) t.shape[i] = b.shape[i], t.stride[i] = b.strides[i] / b.itemsize;
+  view->regular = reinterpret_cast<uintptr_t>(b.buf) % static_cast<uintptr_t>(b.itemsize) == 0;
+  for (int i = 0; i < b.ndim; i++) {
+    t.shape[i] = b.shape[i], t.stride[i] = b.strides[i] / b.itemsize;
+    if (b.shape[i] > 1 && b.strides[i] % b.itemsize != 0) view->regular = false;
+  }
+  if (writable && !view->regular) throw nb::value_error("expected memory aligned to its elements, as writing needs, found other memory");
   return view;
 }
 
@@ -146,8 +152,8 @@ NB_MODULE(_core, m) {
 
   nb::class_<View>(m, "View")
       .def_prop_ro("shape", [](const View& v) { return std::vector<int64_t>(v.tensor.shape, v.tensor.shape + v.tensor.rank); })
-      .def_prop_ro("last_axis_contiguous", [](const View& v) { return contiguous(v.tensor, true); })
-      .def_prop_ro("contiguous", [](const View& v) { return contiguous(v.tensor, false); });
+      .def_prop_ro("last_axis_contiguous", [](const View& v) { return v.regular && contiguous(v.tensor, true); })
+      .def_prop_ro("contiguous", [](const View& v) { return v.regular && contiguous(v.tensor, false); });
   m.def("view_of_buffer", view_of_buffer, nb::arg("object"), nb::arg("dtype"), nb::arg("writable") = false);
   m.def("view_of_address", view_of_address, nb::arg("data"), nb::arg("dtype"), nb::arg("shape"), nb::arg("strides"), nb::arg("device") = 0,
         nb::arg("index") = 0, nb::arg("owner") = nb::none());

@@ -53,7 +53,7 @@ const char* role_name(Role role) { return NAMES[static_cast<int>(role)].role; }
 std::string argument_name(const Call& call, Role role) {
   const auto is = [&](const char* part) { return std::strstr(call.function, part) != nullptr; };
   const bool keys = role == Role::k || role == Role::v;
-  if (is("with_kvcache") && keys) return std::string(role_name(role)) + "_cache";
+  if ((is("with_kvcache") || is("kv_cache")) && keys) return std::string(role_name(role)) + "_cache";
   if (is("_kvpacked") && keys) return "kv";
   if (is("_qkvpacked")) {
     if (keys || role == Role::q) return "qkv";

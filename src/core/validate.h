@@ -63,7 +63,7 @@ struct Check {
 
   // validate_passes.cpp
   void given_outputs() const;
-  void own_memory(Role r) const;
+  void own_memory(Role r, Role source = Role::COUNT) const;
   void forward();
   void backward();
   void append();

@@ -27,21 +27,24 @@ void Check::given_outputs() const {
     const int rank = static_cast<int>(o.shape.size());
     if (t.rank != rank || !std::equal(o.shape.begin(), o.shape.end(), t.shape))
       bad_value(o.role, text("expected shape ", shape_text(o.shape.data(), rank), ", found ", shape_text(t)));
-    const bool strided = o.role == Role::out || o.role == Role::dq || o.role == Role::dk || o.role == Role::dv;
+    const Role turned = o.role == Role::rotated_q ? Role::q : o.role == Role::rotated_k ? Role::new_k : Role::COUNT;
+    const bool strided = turned != Role::COUNT || o.role == Role::out || o.role == Role::dq || o.role == Role::dk || o.role == Role::dv;
     if (strided)
       writable(o.role);
     else
       contiguous(o.role);
-    own_memory(o.role);
+    own_memory(o.role, turned);
   }
 }
 
-// The same array given twice is the mistake that happens; views that interleave (dq, dk, dv of one packed array) are right.
-void Check::own_memory(Role r) const {
+// The same array given twice is the mistake that happens; views that interleave (dq, dk, dv of one packed array) are right, and so is
+// `source`, itself and not another view of its memory: what is computed from it element by element may take its place.
+void Check::own_memory(Role r, Role source) const {
   const Tensor& t = at(r);
   if (t.data == nullptr || std::any_of(t.shape, t.shape + t.rank, [](int64_t size) { return size == 0; })) return;
   for (uint64_t left = p.given & ~bit(r); left != 0; left &= left - 1) {
     const Role other = static_cast<Role>(__builtin_ctzll(left));
+    if (other == source && std::equal(t.stride, t.stride + t.rank, at(other).stride)) continue;
     if (at(other).data == t.data) bad_value(r, text("expected memory of its own, as writing needs, found that of ", name(other)));
   }
 }
@@ -172,6 +175,9 @@ void Check::append() {
   p.wants = (call.options.wants | p.given) & (bit(Role::rotated_q) | bit(Role::rotated_k));
   if (p.wanted(Role::rotated_q)) need(Role::q);
   given_outputs();
+  const int64_t rows = p.max_rows, news = p.new_rows;
+  x.dq = has(Role::rotated_q) ? strides(Role::rotated_q, false) : Strides{rows * x.heads * x.dim, int64_t{x.heads} * x.dim, x.dim};
+  x.dk = has(Role::rotated_k) ? strides(Role::rotated_k, false) : Strides{news * x.kv_heads * x.dim, int64_t{x.kv_heads} * x.dim, x.dim};
 }
 
 // new_k, new_v and the rotary tables, of an append or of a forward call that brings them; the caches are written

@@ -9,10 +9,6 @@
 #endif
 
 namespace fa::cpu {
-extern const Isa SCALAR __attribute__((weak));
-#if defined(__x86_64__)
-extern const Isa AVX2 __attribute__((weak)), AVX512 __attribute__((weak)), AVX512BF16 __attribute__((weak));
-#endif
 #if defined(__x86_64__)
 namespace {
 struct Registers {
@@ -77,7 +73,6 @@ const Isa& isa() {
   const std::string name = env::cpu_isa();
   std::string names;
   for (int i = count - 1; i >= 0; i--) {
-    if (!all[i].isa) continue;
     const Isa& x = *all[i].isa;
     if (name == x.name) {
       if (x.supported()) return x;
@@ -87,7 +82,7 @@ const Isa& isa() {
   }
   if (!name.empty()) fail(Error::Kind::value, "flash_attn", "FLASH_ATTENTION_CPU_ISA", text("expected one of ", names, ", found ", name));
   const Row* row = all;
-  while (!row->chosen || !row->isa) row++;
+  while (!row->chosen) row++;
   return *row->isa;
 }
 }  // namespace fa::cpu

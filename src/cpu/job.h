@@ -36,6 +36,8 @@ struct JobT {
   Seed seed;
   const Sequence* sequences;
   int sequence_count;
+  bool (*stopped)(void* stop);  // or null; see stopped()
+  void* stop;
   void* arrays[ROLES];  // by role, null where absent; lse, delta, dlse are Real
   bool has(Role r) const { return arrays[static_cast<int>(r)] != nullptr; }
   template <class T>
@@ -44,6 +46,12 @@ struct JobT {
   }
 };
 using Job = JobT<float>;
+
+// True when the call is to end (Ctrl-C, an error in another task): to be asked every few milliseconds inside a task, which then returns.
+template <class Real>
+FA_FN bool stopped(const JobT<Real>& job) {
+  return job.stopped != nullptr && job.stopped(job.stop);
+}
 
 // Offset of a query row (q, out, dout, dq, ...) and of a key (k, v, dk, dv: through the page table where there is one).
 //

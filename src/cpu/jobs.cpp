@@ -2,25 +2,21 @@
 
 #include <cstring>
 #include <stdexcept>
+#include <string>
 
 #include "cpu/kernels/plain.h"
 #include "cpu/kernels/small.h"
 
 namespace fa::cpu {
 namespace {
-// ns, for two products of a plain pair; for an element that is read and written once
-double plain_ns(const Problem& p) { return 20 + 1.5 * (p.params.dim + p.params.value_dim); }
-Price plain_price(const Problem& p) { return Price{plain_ns(p), 1000}; }
-// a product of the fast kernels at about 20 GFLOP/s
-Price forward_price(const Problem& p) {
-  return Price{0.1 * (p.params.dim + p.params.value_dim) + 0.3, 1.0 * (p.params.dim + p.params.value_dim)};
-}
-Price backward_price(const Problem& p) {
-  return Price{0.25 * (p.params.dim + p.params.value_dim) + 0.6, 2.0 * (p.params.dim + p.params.value_dim)};
-}
-Price element_price(const Problem& p) { return Price{0, 0.5 * (p.params.dim + p.params.value_dim)}; }
-Price number_price(const Problem&) { return Price{0, 20}; }
-Price merge_price(const Problem& p) { return Price{0, (p.splits + 1) * (20 + 0.5 * p.params.value_dim)}; }
+using Numbers = ParamsT<double>;
+// What the kernels take on a slow core: only whether threads are worth waking and which sequence is the longest hang on it.
+Price plain_price(const Numbers& p) { return Price{20 + 1.5 * (p.dim + p.value_dim), 1000}; }
+Price forward_price(const Numbers& p) { return Price{0.3 + 0.1 * (p.dim + p.value_dim), 1.0 * (p.dim + p.value_dim)}; }
+Price backward_price(const Numbers& p) { return Price{0.6 + 0.25 * (p.dim + p.value_dim), 2.0 * (p.dim + p.value_dim)}; }
+Price element_price(const Numbers& p) { return Price{0, 0.5 * (p.dim + p.value_dim)}; }
+Price parts_price(const Numbers& p) { return Price{0, (p.splits + 1) * (20 + 0.5 * p.value_dim)}; }
+Price number_price(const Numbers&) { return Price{0, 20}; }
 
 constexpr Work WORKS[] = {
     {"forward", Cut::group_rows, forward_price, nullptr, &Isa::forward},
@@ -34,8 +30,8 @@ constexpr Work WORKS[] = {
     {"probabilities", Cut::full_rows, plain_price, plain::probabilities, nullptr},
     {"delta", Cut::rows, element_price, small::delta, nullptr},
     {"append", Cut::append, element_price, small::append, nullptr},
-    {"merge", Cut::rows, merge_price, small::merge, nullptr},
-    {"sum_parts", Cut::rows, element_price, small::sum_parts, nullptr},
+    {"merge", Cut::head_rows, parts_price, small::merge, nullptr},
+    {"sum_parts", Cut::rows, parts_price, small::sum_parts, nullptr},
     {"sink_gradient", Cut::heads, number_price, small::sink_gradient, nullptr},
     {"clear", Cut::absent, element_price, small::clear, nullptr},
 };

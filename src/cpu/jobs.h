@@ -7,7 +7,7 @@ namespace fa::cpu {
 struct Work {
   const char* name;
   Cut cut;
-  Price (*price)(const Problem&);
+  Price (*price)(const ParamsT<double>&);         // of the launch
   void (*run)(const JobT<double>&, const Task&);  // a kernel for the base instruction set, or null:
   Entry (Isa::*entries)[3];                       // kernels of each instruction set, by dtype
 };

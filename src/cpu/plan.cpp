@@ -22,6 +22,7 @@ struct Planner {
   Launch& launch(const char* kernel, std::initializer_list<Role> roles) {
     plan.launches.push_back(Launch{plan.row, kernel, problem.params, {}});
     Launch& l = plan.launches.back();
+    l.arguments.reserve(roles.size() + 3);
     for (Role r : roles)
       if (problem.has(r) || problem.wanted(r)) l.arguments.push_back(Argument{r, Source{r, -1}});
     return l;
@@ -66,8 +67,7 @@ void Planner::forward(const char* kernel) {
 // Long keys are cut into parts; each part's result goes to a temporary, and a merge joins them.
 void Planner::decode() {
   const ParamsT<double>& p = problem.params;
-  const int split = decode_split(p.mask.keys, int64_t{p.batch} * (decode_all_heads(p.k, p.v) ? 1 : p.kv_heads)),
-            parts = std::max(1, divide_up(p.mask.keys, split));
+  const int split = decode_split(p, problem.splits), parts = std::max(1, divide_up(p.mask.keys, split));
   Launch& l = launch("decode", {Role::q, Role::k, Role::v, Role::out, Role::lse, Role::seed, Role::slopes, Role::bias, Role::sink});
   l.params.split_keys = split;
   l.params.splits = parts;
@@ -137,10 +137,8 @@ void Planner::backward_plain() {
 }
 
 void Planner::append() {
-  Launch& l = launch("append", {Role::q, Role::k, Role::v, Role::new_k, Role::new_v, Role::cos, Role::sin, Role::lengths, Role::pages,
-                                Role::rotated_q, Role::rotated_k});
-  l.params.dq = contiguous(problem.max_rows, l.params.heads, l.params.dim);
-  l.params.dk = contiguous(problem.new_rows, l.params.kv_heads, l.params.dim);
+  launch("append", {Role::q, Role::k, Role::v, Role::new_k, Role::new_v, Role::cos, Role::sin, Role::lengths, Role::pages, Role::rotated_q,
+                    Role::rotated_k});
 }
 
 void Planner::merge() {

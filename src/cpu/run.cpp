@@ -27,7 +27,7 @@ struct Context {
   const std::vector<void*>& temporaries;
   const std::vector<Sequence>& sequences;
   int threads;
-  bool (*interrupted)();
+  Stop& stop;
 };
 
 // Everything a launch needs besides its tasks.
@@ -48,6 +48,8 @@ JobT<Real> make_job(const Context& c, const Launch& launch) {
   job.part_rows = p.total_rows * p.params.heads;
   job.sequences = c.sequences.data();
   job.sequence_count = static_cast<int>(c.sequences.size()) - 1;
+  job.stopped = [](void* stop) { return static_cast<Stop*>(stop)->now(); };
+  job.stop = &c.stop;
   for (const Argument& a : launch.arguments) {
     const bool own = a.from.temporary >= 0;
     const size_t t = static_cast<size_t>(own ? a.from.temporary : 0);
@@ -65,16 +67,16 @@ JobT<Real> make_job(const Context& c, const Launch& launch) {
 void run_launch(const Context& c, const Launch& launch) {
   const Work& work = work_of(launch.kernel);
   const Problem& problem = c.plan.problem;
-  const auto list = [&](int step) { return tasks(work.cut, problem, launch.params, c.sequences, step, work.price(problem)); };
+  const auto list = [&](int step) { return tasks(work.cut, problem, launch.params, c.sequences, step, work.price(launch.params)); };
   if (work.entries) {
     const Entry& entry = (isa().*work.entries)[dtype_index(problem.dtype)];
     const Job job = make_job<float>(c, launch);
     const auto body = [&](const Task& task, void* scratch) { entry.run(job, task, scratch); };
-    return run_tasks(list(entry.task_rows(job, c.threads)), c.threads, entry.scratch_bytes(job), body, problem.function, c.interrupted);
+    return run_tasks(list(entry.task_rows(job, c.threads)), c.threads, entry.scratch_bytes(job), body, problem.function, c.stop);
   }
   const JobT<double> job = make_job<double>(c, launch);
   const auto body = [&](const Task& task, void*) { work.run(job, task); };
-  run_tasks(list(0), c.threads, 0, body, problem.function, c.interrupted);
+  run_tasks(list(0), c.threads, 0, body, problem.function, c.stop);
 }
 }  // namespace
 
@@ -88,7 +90,8 @@ void run(const Plan& plan, const Buffers& buffers, bool (*interrupted)()) {
     owned.emplace_back(allocate(static_cast<size_t>(plan.temporaries[i].count * element_bytes(plan.temporaries[i].dtype))));
     temporaries.push_back(owned.back().get());
   }
-  const Context context{plan, buffers, temporaries, sequences, thread_count(), interrupted};
+  Stop stop(interrupted);
+  const Context context{plan, buffers, temporaries, sequences, thread_count(), stop};
   for (const Launch& launch : plan.launches) run_launch(context, launch);
 }
 }  // namespace fa::cpu

@@ -1,5 +1,6 @@
+// The tasks of a launch: which rows, keys or heads each has, which of them share packed tiles, and what they cost.
 #include <algorithm>
-#include <cmath>
+#include <utility>
 
 #include "cpu/plan.h"
 #include "cpu/tiles.h"
@@ -17,6 +18,16 @@ double visible_pairs(const Mask& mask) {
     return static_cast<double>(std::max(keys.end - keys.first, 0));
   };
   return mask.rows * (seen(0) + 2 * seen(mask.rows / 2) + seen(mask.rows - 1)) / 4;
+}
+
+// the same for keys [first, end) alone, from three of them
+double visible_pairs(const Mask& mask, int first, int end) {
+  if (end <= first) return 0;
+  const auto seen = [&](int key) {
+    const Interval<int> rows = visible_rows(mask, key);
+    return static_cast<double>(std::max(rows.end - rows.first, 0));
+  };
+  return (end - first) * (seen(first) + 2 * seen(first + (end - first) / 2) + seen(end - 1)) / 4;
 }
 
 class Cutter {
@@ -98,14 +109,15 @@ class Cutter {
     for (int b = 0; b < count_; b++) {
       const Mask& m = mask(b);
       if (m.rows <= 0 && m.keys <= 0) continue;
-      const double ns = p_.group * (price_.pair * visible_pairs(m) + price_.row * m.rows);
       const int parts = backward_parts(m.keys, p_.split_keys);
       for (int h = 0; h < p_.kv_heads; h++)
-        for (int part = 0; part < parts; part++) {  // first keys first: causal rows see them most
-          open_group(ns / parts);
-          add(Task{b, h, part * p_.split_keys, std::min(m.keys, (part + 1) * p_.split_keys), part});
+        for (int part = 0; part < parts; part++) {
+          const Task task{b, h, part * p_.split_keys, std::min(m.keys, (part + 1) * p_.split_keys), part};
+          const double ns = p_.group * (price_.pair * visible_pairs(m, task.first, task.end) + price_.row * m.rows);
+          open_group(ns);
+          add(task);
+          list.cost += ns;
         }
-      list.cost += ns * p_.kv_heads;
     }
     end_group();
     sort_groups();

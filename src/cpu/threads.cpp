@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <chrono>
 #include <cmath>
 #include <fstream>
 #include <sstream>
@@ -38,7 +39,7 @@ int wanted() {
   return omp > 0 ? omp : NO_LIMIT;
 }
 
-int affinity() {
+int count_affinity() {
 #if defined(__linux__)
   for (int cpus = 1024; cpus <= NO_LIMIT; cpus *= 8) {  // more than 1024 CPUs need a larger set
     cpu_set_t* set = CPU_ALLOC(static_cast<size_t>(cpus));
@@ -50,6 +51,19 @@ int affinity() {
   }
 #endif
   return std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+}
+
+// Looked up again after a while: programs may change it, but asking the system takes longer than planning a small call.
+int affinity() {
+  using Clock = std::chrono::steady_clock;
+  thread_local int count = 0;
+  thread_local Clock::time_point until;
+  const Clock::time_point now = Clock::now();
+  if (count == 0 || now >= until) {
+    count = count_affinity();
+    until = now + std::chrono::milliseconds(100);
+  }
+  return count;
 }
 
 int cpus_of(double quota, double period) {

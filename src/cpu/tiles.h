@@ -30,14 +30,21 @@ constexpr int BACKWARD_CHUNK_MIN = 512;
 // Gradient of attn_bias: keys of a task. Its K, V and the tile of sums stay in the L2 cache.
 constexpr int BIAS_KEYS = 384;
 
-// Decode: keys of a tile, and rows whose products are made together.
+// Decode: keys of a tile at most, and rows whose products are made together. 32 keys: equal with 16 bits, 13 - 15 % slower with float32
+// (tiles of all heads leave the L2 cache); more than 6 rows do not fit the registers.
 constexpr int DECODE_KEYS = 16;
 constexpr int DECODE_BLOCK = 6;
-// Decode: taken for at most this many rows of a kv head (position * group): forward fills its lanes with rows, and packs its keys first.
-constexpr int DECODE_ROWS = 16;
-// Decode: tasks wanted, and keys of a task: the shortest worth a partial result, and the longest, for balance.
+// Decode: rows of a kv head (position * group). Forward takes the same time for 16 rows as for one (32, 64 with wider vectors); with AVX2
+// it needs 1.1 - 1.7 times as long as decode at 24 rows, 0.75 - 1.25 at 32. It cannot cut keys, so where there are few heads to share out
+// decode takes more, but only of a cache: a backward pass repeats the scores of forward with the same rounding, not those of decode.
+constexpr int DECODE_ROWS = 24;
+constexpr int DECODE_ROWS_ALONE = 128;
+constexpr int DECODE_HEADS_ALONE = 2;
+// Decode: tasks wanted; keys of a task at least, and at least so many products (100 us of one core), so that loading Q and merging cost
+// little (256 keys of 8 heads of 128 and a group of 4: 5 %); at most, for balance.
 constexpr int DECODE_TASKS = 32;
-constexpr int DECODE_SPLIT_MIN = 256;
+constexpr int DECODE_SPLIT_MIN = 64;
+constexpr Int64 DECODE_SPLIT_WORK = 1 << 21;
 constexpr int DECODE_SPLIT_MAX = 4096;
 
 FA_FN int round_up(int n, int step) { return (n + step - 1) / step * step; }
@@ -45,11 +52,26 @@ FA_FN int divide_up(int n, int by) { return (n + by - 1) / by; }
 
 // A decode task takes all kv heads of its keys where a token's heads lie side by side: memory is then read in order (twice as fast).
 FA_FN bool decode_all_heads(Strides k, Strides v) { return k.head < k.row && v.head < v.row; }
-// Keys of a task, from the longest sequence's keys and the number of tasks if each had all keys: a function of shapes only.
-FA_FN int decode_split(int keys, Int64 tasks) {
-  const Int64 wanted = keys * tasks / DECODE_TASKS;
-  const int split = static_cast<int>(wanted < DECODE_SPLIT_MIN ? DECODE_SPLIT_MIN : wanted > DECODE_SPLIT_MAX ? DECODE_SPLIT_MAX : wanted);
-  return round_up(split, DECODE_KEYS);
+// Rows of a kv head and pairs of a sequence and a kv head for which decode is the better kernel.
+FA_FN bool decode_suits(Int64 rows, Int64 pairs, bool cached) {
+  return rows <= DECODE_ROWS || (cached && rows <= DECODE_ROWS_ALONE && pairs <= DECODE_HEADS_ALONE);
+}
+// Keys of a decode task: a function of shapes and the caller's num_splits (0: none), because it decides the order of sums.
+template <class Real>
+FA_FN int decode_split(const ParamsT<Real>& p, int splits) {
+  if (splits > 0) return round_up(max(1, divide_up(p.mask.keys, splits)), DECODE_KEYS);
+  const Int64 heads = decode_all_heads(p.k, p.v) ? p.kv_heads : 1, tasks = static_cast<Int64>(p.batch) * p.kv_heads / heads;
+  Int64 span = p.mask.keys;  // that the rows see: other tasks are empty
+  if (p.mask.left < no_limit() && p.mask.right < no_limit()) {
+    const Int64 window = static_cast<Int64>(p.mask.left) + p.mask.right + p.mask.rows;
+    span = window < span ? window : span;
+  }
+  const Int64 work = heads * (p.mask.rows * p.group + 2) * (p.dim + p.value_dim);  // of a key; reading it counts as 2 rows
+  Int64 split = span * tasks / DECODE_TASKS;
+  if (split * work < DECODE_SPLIT_WORK) split = DECODE_SPLIT_WORK / (work > 0 ? work : 1);
+  if (split < DECODE_SPLIT_MIN) split = DECODE_SPLIT_MIN;
+  if (split > DECODE_SPLIT_MAX) split = DECODE_SPLIT_MAX;
+  return round_up(static_cast<int>(split), DECODE_KEYS);
 }
 // Keys of a chunk of the backward pass, from the longest sequence's keys and the number of (sequence, kv head) pairs: a function of
 // shapes only, because it decides the order in which dQ is summed. Part i of a sequence is keys [i * chunk, min((i + 1) * chunk, keys)).

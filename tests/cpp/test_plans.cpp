@@ -5,6 +5,7 @@
 #include <string>
 
 #include "core/plan.h"
+#include "cpu/jobs.h"
 #include "cpu/kernels.h"
 #include "cpu/plan.h"
 #include "cpu/tiles.h"
@@ -69,6 +70,7 @@ const Argument* argument(const Launch& launch, Role as) {
 void check_arguments(const Plan& plan) {
   for (const Launch& l : plan.launches) {
     uint64_t seen = 0;
+    EXPECT_STREQ(cpu::work_of(l.kernel).name, l.kernel);
     for (const Argument& a : l.arguments) {
       EXPECT_EQ(seen & bit(a.as), 0u) << l.kernel << " " << role_name(a.as);
       seen |= bit(a.as);
@@ -96,6 +98,43 @@ TEST(Plans, Float64RunsPlainKernels) {
   EXPECT_EQ(launches(make_plan(describe(backward_call(DType::f64, {})), TWO_CORES)), "delta row_gradient_plain key_gradient_plain");
   const Plan plan = plan_of("backward_plain", backward_call(DType::f64, {}));
   EXPECT_EQ(plan.temporaries.at(0).dtype, DType::f64);
+}
+
+// one query of each head against a long cache
+Call decode_call(DType t, int64_t keys) {
+  Call call = forward_call(t, Shape{2, 1, keys, 32, 8, 128, 64});
+  call[Role::lengths] = shape(DType::i32, {2});
+  return call;
+}
+TEST(Plans, FewQueriesOfALongCacheAreSplitByKeys) {
+  const Plan plan = make_plan(describe(decode_call(DType::bf16, 20000)), TWO_CORES);
+  EXPECT_EQ(launches(plan), "decode merge");
+  const ParamsT<double>&p = launch(plan, "decode").params, &m = launch(plan, "merge").params;
+  EXPECT_GE(int64_t{p.splits} * p.split_keys, 20000);
+  EXPECT_LT(int64_t{p.splits - 1} * p.split_keys, 20000);
+  EXPECT_EQ(m.splits, p.splits);
+  EXPECT_EQ(m.split_keys, p.split_keys);
+  ASSERT_EQ(plan.temporaries.size(), 2u);
+  EXPECT_EQ(plan.temporaries[0].dtype, DType::f32);
+  EXPECT_EQ(plan.temporaries[0].count, int64_t{p.splits} * 2 * 32 * 64);
+  EXPECT_EQ(plan.temporaries[1].count, int64_t{p.splits} * 2 * 32);
+  // parts have strides of their own, which the merge reads with, while it writes with the caller's
+  EXPECT_EQ(p.out.batch, 32 * 64);
+  EXPECT_EQ(m.q.batch, p.out.batch);
+  EXPECT_EQ(m.q.head, p.out.head);
+  check_arguments(plan);
+}
+TEST(Plans, FewQueriesOfAShortCacheAreNot) {
+  const Plan plan = make_plan(describe(decode_call(DType::f32, 40)), TWO_CORES);
+  EXPECT_EQ(launches(plan), "decode");
+  EXPECT_TRUE(plan.temporaries.empty());
+}
+TEST(Plans, DecodeDoesNotDependOnTheNumberOfThreads) {
+  for (int64_t keys : {100, 3000, 100000}) {
+    const Plan one = plan_of("decode", decode_call(DType::f32, keys), Device{DeviceKind::cpu, 0, 1, 0});
+    const Plan many = plan_of("decode", decode_call(DType::f32, keys), Device{DeviceKind::cpu, 0, 64, 0});
+    EXPECT_EQ(launch(one, "decode").params.split_keys, launch(many, "decode").params.split_keys);
+  }
 }
 
 TEST(Plans, FastKernelsComeFirst) {

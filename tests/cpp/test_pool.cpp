@@ -31,7 +31,8 @@ TaskList many(int n, int together = 7) {
 }
 using Body = std::function<void(const Task&, void*)>;
 void run(const TaskList& list, int threads, const Body& body, bool (*interrupted)() = nullptr, size_t scratch = 0) {
-  cpu::run_tasks(list, threads, scratch, body, "test", interrupted);
+  cpu::Stop stop(interrupted);
+  cpu::run_tasks(list, threads, scratch, body, "test", stop);
 }
 // a while that the compiler cannot remove, so that several threads meet inside a job
 void work_a_little() {
@@ -155,6 +156,16 @@ TEST(Pool, InterruptionEndsACall) {
   EXPECT_EQ(polls.load(), 3);
   EXPECT_LT(done.load(), 1000);
   EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(2));
+}
+
+TEST(Pool, ALongTaskCanSeeThatItShallEnd) {
+  polls = 0;
+  cpu::Stop stop([] { return ++polls >= 2; });
+  const auto body = [&](const Task&, void*) {
+    while (!stop.now()) work_a_little();
+  };
+  EXPECT_THROW(cpu::run_tasks(many(4), 2, 0, body, "test", stop), Error);
+  EXPECT_EQ(polls.load(), 2);
 }
 
 // exit status of `body` in a forked child, or -1 if it does not end within ten seconds

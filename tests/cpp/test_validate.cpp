@@ -278,6 +278,9 @@ TEST(Describe, PackedPagedAndCachedCalls) {
   }
   EXPECT_FALSE(refusal(beside, true));
   EXPECT_EQ(refusal(append(), true), std::nullopt);
+  Call in_place = append();
+  in_place[Role::rotated_q] = in_place[Role::q];
+  EXPECT_EQ(refusal(in_place, true), std::nullopt) << "queries may turn in place";
   EXPECT_EQ(describe(append()).needs & CACHED, unsigned(CACHED));
 }
 

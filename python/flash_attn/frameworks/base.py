@@ -34,6 +34,20 @@ class Framework:
         """The same values with contiguous memory, aligned to the element."""
         raise NotImplementedError
 
+    def traced(self, arrays: Arrays) -> bool:
+        """Whether values cannot be had now, because a function is being compiled or exported: the plain formula runs then."""
+        return False
+
+    def namespace(self) -> Any:
+        """The framework's operations under the names of flash_attn/namespaces.py."""
+        raise NotImplementedError
+
+    def formula(self, which: int, arrays: Arrays, options: Options) -> Arrays:
+        """A pass by the plain formula."""
+        from flash_attn import formula
+
+        return formula.run(self.namespace(), which, arrays, options)
+
     def seed(self, like: Any) -> Any:
         """A SEED array, uint32[4] or int64[2], drawn from the framework's own generator."""
         raise NotImplementedError
@@ -41,6 +55,17 @@ class Framework:
     def attention(self, function: str, arrays: Arrays, options: Options) -> tuple[Any, Any, Any]:
         """(out, lse, probabilities or None), differentiable by the framework's autograd if it has one."""
         raise NotImplementedError
+
+    def with_kvcache(self, function: str, arrays: Arrays, options: Options) -> tuple[Any, Any]:
+        """(out, lse) of queries against a cache, after the new keys, if any, have been written into it. No gradients."""
+        from flash_attn import engine
+
+        return engine.with_kvcache(self, function, arrays, options)
+
+    def unpack(self, array: Any, axis: int) -> tuple[Any, ...]:
+        """The parts of an array along an axis, without it; views where the framework has views."""
+        index = (slice(None),) * axis
+        return tuple(array[(*index, i)] for i in range(array.shape[axis]))
 
     def append(self, function: str, arrays: Arrays, options: Options) -> Any:
         """Writes new keys and values into the caches in place and returns the queries, turned if there is rotary."""

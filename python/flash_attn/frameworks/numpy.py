@@ -9,6 +9,7 @@ import numpy as np
 from flash_attn import _core, engine
 from flash_attn.call import DTYPE_NAMES, DTYPES, Arrays, Options
 from flash_attn.frameworks.base import Framework
+from flash_attn.namespaces import Namespace
 
 _CODES: dict[np.dtype, int] = {np.dtype(name): code for name, code in DTYPES.items() if name not in ("bfloat16", "bool_")}
 generator = np.random.default_rng()
@@ -20,11 +21,16 @@ def _bfloat16() -> np.dtype:
     return np.dtype(ml_dtypes.bfloat16)
 
 
+class _Namespace(Namespace):
+    def dtype(self, dtype: Any) -> Any:
+        return _bfloat16() if dtype == "bfloat16" else dtype
+
+
 class NumPy(Framework):
     name = "NumPy"
 
     def owns(self, array: Any) -> bool:
-        return isinstance(array, np.ndarray)
+        return isinstance(array, np.ndarray) and not isinstance(array, np.ma.MaskedArray)  # whose mask nothing here would respect
 
     def dtype_code(self, dtype: Any) -> int | None:
         if isinstance(dtype, str) and dtype == "bfloat16":
@@ -47,6 +53,9 @@ class NumPy(Framework):
 
     def contiguous(self, array: Any) -> np.ndarray:
         return np.array(array, order="C", copy=True)
+
+    def namespace(self) -> Namespace:
+        return _Namespace(np)
 
     def seed(self, like: Any) -> np.ndarray:
         seed = generator.integers(0, 2**32, 4, dtype=np.uint32)

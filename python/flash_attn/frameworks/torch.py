@@ -13,14 +13,17 @@ from flash_attn.call import DTYPES, Arrays, Options, Pass, Role
 from flash_attn.engine import FORWARD_ROLES, GRADIENTS
 from flash_attn.frameworks.base import Framework
 
-_EXACT = frozenset({torch.Tensor, torch.nn.Parameter})  # types that hide nothing from us; subclasses take the dispatcher
 _FLOATS = frozenset({torch.float16, torch.bfloat16, torch.float32})
 _GRADIENT_OF = {source: gradient for gradient, source in GRADIENTS.items()}
 _CACHE_ARGUMENTS = (Role.NEW_K, Role.NEW_V, Role.COS, Role.SIN)
-_dispatch_modes = torch._C._len_torch_dispatch_stack
-_transforms = torch._C._functorch.peek_interpreter_stack
-_tracing = torch._C._get_tracing_state
+_Q, _K, _V, _BIAS, _SINK, _OUT, _LSE, _DOUT, _DLSE = (
+    Role.Q, Role.K, Role.V, Role.BIAS, Role.SINK, Role.OUT, Role.LSE, Role.DOUT, Role.DLSE
+)  # fmt: skip
+_is_compiling, _is_grad_enabled = torch.compiler.is_compiling, torch.is_grad_enabled
 _any_autocast = getattr(torch._C, "_is_any_autocast_enabled", lambda: True)
+_legacy_batched = getattr(torch._C._functorch, "is_legacy_batchedtensor", lambda x: False)  # torch.autograd.grad(is_grads_batched=True)
+_eager = torch_ops.is_eager
+_run = torch_ops.run
 
 
 class Torch(Framework):
@@ -56,17 +59,20 @@ class Torch(Framework):
         return drawn * torch.arange(1, -1, -1, device=like.device)  # offset 0
 
     def attention(self, function: str, arrays: Arrays, options: Options) -> tuple[Any, Any, Any]:
-        if torch.compiler.is_compiling():
-            return _traced(function, _cast(arrays, arrays[Role.Q]), options)
+        if _is_compiling():
+            return _traced(function, _cast(arrays, arrays[_Q]), options)
         if _any_autocast():
-            arrays = _cast(arrays, arrays[Role.Q])
+            arrays = _cast(arrays, arrays[_Q])
         if not _eager(arrays):
             return _traced(function, arrays, options)
-        if torch.is_grad_enabled() and _wants_gradients(arrays):
-            results = _Attention.apply(function, options, tuple(arrays), *arrays.values())
-            return results if len(results) == 3 else (*results, None)
-        results = torch_ops.run(function, Pass.FORWARD, arrays, options)
-        return results[Role.OUT], results[Role.LSE], results.get(Role.PROBABILITIES)
+        if _is_grad_enabled():
+            q, k, v, bias, sink = arrays[_Q], arrays[_K], arrays[_V], arrays.get(_BIAS), arrays.get(_SINK)
+            some = bias is not None or sink is not None
+            if q.requires_grad or k.requires_grad or v.requires_grad or (some and _requires_grad(bias, sink)):
+                results = _apply(function, options, arrays, q, k, v, *((bias, sink) if some else ()))
+                return results if len(results) == 3 else (*results, None)
+        out, lse, *probabilities = _run(function, Pass.FORWARD, arrays, options).values()
+        return out, lse, probabilities[0] if probabilities else None
 
     def with_kvcache(self, function: str, arrays: Arrays, options: Options) -> tuple[Any, Any]:
         arrays = _cast_to_cache(arrays)
@@ -95,20 +101,8 @@ class Torch(Framework):
 # ---------------------------------------------------------------------------------------------------------- which way to go
 
 
-def _eager(arrays: Arrays) -> bool:
-    """Whether these are tensors with memory, and nobody is watching what is done with them."""
-    if _dispatch_modes() or _transforms() is not None or forward_ad._current_level >= 0 or _tracing() is not None:
-        return False
-    for x in arrays.values():
-        if type(x) not in _EXACT or x.is_meta or x.is_neg():
-            return False
-    return True
-
-
-def _wants_gradients(arrays: Arrays) -> bool:
-    if arrays[Role.Q].requires_grad or arrays[Role.K].requires_grad or arrays[Role.V].requires_grad:
-        return True
-    return any(role in arrays and arrays[role].requires_grad for role in (Role.BIAS, Role.SINK))
+def _requires_grad(*tensors: Any) -> bool:
+    return any(x is not None and x.requires_grad for x in tensors)
 
 
 def _cast(arrays: Arrays, like: Any) -> Arrays:
@@ -150,8 +144,10 @@ def _traced(function: str, arrays: Arrays, options: Options) -> tuple[Any, Any, 
     _check_tensors(function, arrays)
     if not torch.compiler.is_compiling() and _forward_mode(arrays):
         return _formula(function, arrays, options)
-    flat = torch_ops.flatten(FORWARD_ROLES, arrays, options)
-    out, lse, probabilities = torch.ops.flash_attn.forward(function, *flat)
+    if not torch.compiler.is_compiling() and torch_ops.transforms() is not None:
+        out, lse, probabilities = _Transformed.apply(function, options, tuple(arrays), *arrays.values())
+    else:
+        out, lse, probabilities = torch.ops.flash_attn.forward(function, *torch_ops.flatten(FORWARD_ROLES, arrays, options))
     return out, lse, probabilities if options.wants >> Role.PROBABILITIES & 1 else None
 
 
@@ -176,35 +172,43 @@ def _formula(function: str, arrays: Arrays, options: Options) -> tuple[Any, Any,
 
 
 class _Attention(torch.autograd.Function):
+    # q, k, v and, if one of them is there, the bias and the sink are arguments; the rest of the arrays has no gradient
     @staticmethod
-    def forward(ctx: Any, function: str, options: Options, roles: tuple[int, ...], *tensors: torch.Tensor) -> tuple[Any, ...]:
-        results = torch_ops.run(function, Pass.FORWARD, dict(zip(roles, tensors)), options)
-        out, lse, *probabilities = results.values()
-        ctx.call = function, options, roles
+    def forward(ctx: Any, function: str, options: Options, arrays: Arrays, *_: Any) -> tuple[Any, ...]:
+        results = tuple(_run(function, Pass.FORWARD, arrays, options).values())
+        ctx.call = function, options, (*arrays, _OUT, _LSE)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*tensors, out, lse)
-        if probabilities:
-            ctx.mark_non_differentiable(*probabilities)
-        return out, lse, *probabilities
+        ctx.save_for_backward(*arrays.values(), *results[:2])
+        if len(results) > 2:
+            ctx.mark_non_differentiable(results[2])
+        return results
 
     @staticmethod
     def backward(ctx: Any, dout: Any, dlse: Any, *_: Any) -> tuple[Any, ...]:
         function, options, roles = ctx.call
-        tensors = ctx.saved_tensors
-        arrays = dict(zip((*roles, Role.OUT, Role.LSE), tensors))
-        needed = {role: _GRADIENT_OF[role] for role, needs in zip(roles, ctx.needs_input_grad[3:]) if needs}
-        gradients = torch_ops.gradients(function, arrays, options, dout, dlse, needed, _backward)
-        return None, None, None, *(gradients.get(needed.get(role)) for role in roles)
+        arrays = dict(zip(roles, ctx.saved_tensors))
+        needed = {}
+        if len(ctx.needs_input_grad) > 6:
+            needed = {role: _GRADIENT_OF[role] for role, needs in zip((_BIAS, _SINK), ctx.needs_input_grad[6:]) if needs}
+        found = torch_ops.gradients(function, arrays, options, dout, dlse, needed, _backward)
+        dq, dk, dv = found[Role.DQ], found[Role.DK], found[Role.DV]
+        if len(ctx.needs_input_grad) > 6:
+            return None, None, None, dq, dk, dv, *(found.get(needed.get(role)) for role in (_BIAS, _SINK))
+        return None, None, None, dq, dk, dv
+
+
+# Without the part of Function.apply() that is written in Python and is for torch.func, which _eager() has excluded.
+_apply = super(torch.autograd.Function, _Attention).apply
 
 
 def _backward(function: str, arrays: Arrays, options: Options) -> Arrays:
-    if not _eager(arrays):
+    if not _eager(arrays) or _legacy_batched(arrays[_DOUT]):
         flat = torch_ops.flatten(torch_ops.BACKWARD_ROLES, arrays, options)
         return dict(zip(GRADIENTS, torch.ops.flash_attn.backward(function, *flat)))
-    if torch.is_grad_enabled():  # create_graph=True
+    if _is_grad_enabled():  # create_graph=True
         outputs = [role for role in GRADIENTS if role in (Role.DQ, Role.DK, Role.DV) or options.wants >> role & 1]
         return dict(zip(outputs, _Gradients.apply(function, options, tuple(arrays), *arrays.values())))
-    return torch_ops.run(function, Pass.BACKWARD, arrays, options)
+    return _run(function, Pass.BACKWARD, arrays, options)
 
 
 class _Gradients(torch.autograd.Function):
@@ -225,6 +229,56 @@ class _Gradients(torch.autograd.Function):
         needed = [role for role, needs in zip(roles, ctx.needs_input_grad[3:]) if needs]
         gradients = dict(zip(needed, torch_ops.second_order(arrays, options, needed, outputs, cotangents)))
         return None, None, None, *(gradients.get(role) for role in roles)
+
+
+class _Transformed(torch.autograd.Function):
+    """The forward operator for torch.func, which asks for this form."""
+
+    generate_vmap_rule = True  # by the operators' own rules
+
+    @staticmethod
+    def forward(function: str, options: Options, roles: tuple[int, ...], *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        flat = torch_ops.flatten(FORWARD_ROLES, dict(zip(roles, tensors)), options)
+        return torch.ops.flash_attn.forward(function, *flat)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
+        ctx.call = inputs[:3]
+        ctx.save_for_backward(*inputs[3:], *output[:2])
+
+    @staticmethod
+    def backward(ctx: Any, dout: torch.Tensor, dlse: torch.Tensor, _: torch.Tensor) -> tuple[Any, ...]:
+        function, options, roles = ctx.call
+        arrays = dict(zip((*roles, Role.OUT, Role.LSE), ctx.saved_tensors))
+        needed = {role: _GRADIENT_OF[role] for role, needs in zip(roles, ctx.needs_input_grad[3:]) if needs}
+
+        def step(function: str, arrays: Arrays, options: Options) -> Arrays:
+            return dict(zip(GRADIENTS, _TransformedBackward.apply(function, options, tuple(arrays), *arrays.values())))
+
+        gradients = torch_ops.gradients(function, arrays, options, dout, dlse, needed, step)
+        return None, None, None, *(gradients.get(needed.get(role)) for role in roles)
+
+
+class _TransformedBackward(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(function: str, options: Options, roles: tuple[int, ...], *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        flat = torch_ops.flatten(torch_ops.BACKWARD_ROLES, dict(zip(roles, tensors)), options)
+        return torch.ops.flash_attn.backward(function, *flat)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
+        ctx.call = inputs[1:3]
+        ctx.save_for_backward(*inputs[3:])
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: torch.Tensor) -> tuple[Any, ...]:
+        options, roles = ctx.call
+        arrays = dict(zip(roles, ctx.saved_tensors))
+        needed = [role for role, needs in zip(roles, ctx.needs_input_grad[3:]) if needs]
+        found = torch_ops.second_order_of_operator(arrays, options, needed, cotangents)
+        return None, None, None, *(found.get(role) for role in roles)
 
 
 class _WithoutGradients(torch.autograd.Function):

@@ -179,7 +179,7 @@ static void backward_task(const Job& job, const Task& task, const BackwardScratc
       zero_row_gradients<D>(dq, 0, rows.first);
       zero_row_gradients<D>(dq, rows.end, s.mask.rows * p.group);
     }
-    for (int row = rows.first; row < rows.end; row += w.rows.rows()) {
+    for (int row = rows.first; row < rows.end && !stopped(job); row += w.rows.rows()) {
       const int n = min(w.rows.rows(), rows.end - row);
       const Interval<int> any = any_visible(s.mask, row / p.group, (row + n - 1) / p.group);
       load_rows<S, T>(job, s, head0, p.group, row, n, w.rows);

@@ -102,7 +102,7 @@ static void bias_gradient(const Job& job, const Task& task, void* memory) {
     const int n = min(block, p.mask.rows - row);
     for (int b = task.sequence; b < sequence_end; b++) {
       const Sequence& s = job.sequences[b];
-      for (int h = task.head; h < head_end && row < s.mask.rows; h++) {
+      for (int h = task.head; h < head_end && row < s.mask.rows && !stopped(job); h++) {
         add_gradients<S, T>(job, s, h, row, min(n, s.mask.rows - row), task.first, task.end, w);
       }
     }

@@ -60,7 +60,7 @@ FA_FN void fetch(Ahead& ahead) {
 struct DecodeBlock {
   float *q, *out, *scores;
   int q_width, out_width;  // elements of a row with its padding
-  int row, rows;           // first row among all of the task, how many
+  int rows;
 };
 // As many sums at a time as the register block of the instruction set has, a power of two for each row.
 template <class S>
@@ -78,30 +78,39 @@ static void decode_scores(const DecodeBlock& block, const T* k, Int64 k_row, flo
   for (int i = 0; i < DECODE_KEYS; i += C) {
     fetch(ahead);
     F x[C][B];
-    UNROLL for (int a = 0; a < C; a++) {
-      UNROLL for (int g = 0; g < B; g++) x[a][g] = F(0.0f);
+    UNROLL
+    for (int a = 0; a < C; a++) {
+      UNROLL
+      for (int g = 0; g < B; g++) x[a][g] = F(0.0f);
     }
     const T* row = k + i * k_row;
     const float* q = block.q;
     for (int t = 0; t < block.q_width; t += 2 * W) {
-      UNROLL for (int side = 0; side < 2; side++) {
+      UNROLL
+      for (int side = 0; side < 2; side++) {
         F key[C];
-        UNROLL for (int a = 0; a < C; a++) key[a] = half_of<S>(row + a * k_row + t, side);
-        UNROLL for (int g = 0; g < B; g++) {
+        UNROLL
+        for (int a = 0; a < C; a++) key[a] = half_of<S>(row + a * k_row + t, side);
+        UNROLL
+        for (int g = 0; g < B; g++) {
           const F query = in_register(S::load(q));
           q += W;
-          UNROLL for (int a = 0; a < C; a++) x[a][g] = fma(query, key[a], x[a][g]);
+          UNROLL
+          for (int a = 0; a < C; a++) x[a][g] = fma(query, key[a], x[a][g]);
         }
       }
     }
-    UNROLL for (int a = 0; a < C; a++) {
-      UNROLL for (int g = 0; g < B; g++) S::store(dots + ((i + a) * B + g) * W, x[a][g]);
+    UNROLL
+    for (int a = 0; a < C; a++) {
+      UNROLL
+      for (int g = 0; g < B; g++) S::store(dots + ((i + a) * B + g) * W, x[a][g]);
     }
   }
   for (int g = 0; g < B; g++) {
     for (int i = 0; i < DECODE_KEYS; i += W) {
       F r[W];
-      UNROLL for (int a = 0; a < W; a++) r[a] = S::load(dots + ((i + a) * B + g) * W);
+      UNROLL
+      for (int a = 0; a < W; a++) r[a] = S::load(dots + ((i + a) * B + g) * W);
       S::store(block.scores + g * DECODE_KEYS + i, S::lane_sums(r));
     }
   }
@@ -113,20 +122,27 @@ FA_FN void decode_output_piece(const float* p, const T* v, Int64 v_row, int n, f
   using F = typename S::F;
   constexpr int W = S::W;
   F x[C][B];
-  UNROLL for (int c = 0; c < C; c++) {
-    UNROLL for (int g = 0; g < B; g++) x[c][g] = S::load(out + (c * B + g) * W);
+  UNROLL
+  for (int c = 0; c < C; c++) {
+    UNROLL
+    for (int g = 0; g < B; g++) x[c][g] = S::load(out + (c * B + g) * W);
   }
   for (int i = 0; i < n; i++) {
     F value[C];
-    UNROLL for (int c = 0; c < C; c++) value[c] = half_of<S>(v + c / 2 * 2 * W, c % 2);
-    UNROLL for (int g = 0; g < B; g++) {
+    UNROLL
+    for (int c = 0; c < C; c++) value[c] = half_of<S>(v + c / 2 * 2 * W, c % 2);
+    UNROLL
+    for (int g = 0; g < B; g++) {
       const F weight = S::bcast(p + g * DECODE_KEYS + i);
-      UNROLL for (int c = 0; c < C; c++) x[c][g] = fma(weight, value[c], x[c][g]);
+      UNROLL
+      for (int c = 0; c < C; c++) x[c][g] = fma(weight, value[c], x[c][g]);
     }
     v += v_row;
   }
-  UNROLL for (int c = 0; c < C; c++) {
-    UNROLL for (int g = 0; g < B; g++) S::store(out + (c * B + g) * W, x[c][g]);
+  UNROLL
+  for (int c = 0; c < C; c++) {
+    UNROLL
+    for (int g = 0; g < B; g++) S::store(out + (c * B + g) * W, x[c][g]);
   }
 }
 template <class S, class T, int B>
@@ -202,7 +218,8 @@ static DecodeScratch<T> decode_scratch(const Params& p, int kv_heads, int rows, 
 template <class S>
 FA_FN typename S::I lanes_from(int first) {
   typename S::I r;
-  UNROLL for (int i = 0; i < S::W; i++) r.x[i] = first + i;
+  UNROLL
+  for (int i = 0; i < S::W; i++) r.x[i] = first + i;
   return r;
 }
 
@@ -230,7 +247,8 @@ FA_FN void score_row(typename S::F (&x)[N], const Job& job, const Sequence& s, c
   using V = typename S::F;
   using I = typename S::I;
   const V slope((F & ALIBI) != 0 ? array_of<const float>(job, Role::slopes)[s.index * job.params.slopes_batch + row.head] : 0.0f);
-  UNROLL for (int i = 0; i < N; i++) {
+  UNROLL
+  for (int i = 0; i < N; i++) {
     const V distance = to_float(abs(I(row.position + s.mask.shift) - lanes_from<S>(key + i * S::W)));
     x[i] = score<F>(x[i], job.params.score, slope, distance, (F & BIAS) != 0 ? S::load(bias + i * S::W) : V(0.0f));
   }
@@ -255,7 +273,8 @@ __attribute__((noinline)) static void drop_row(typename S::F (&x)[N], const Job&
   using U = typename S::U;
   const Params& p = job.params;
   const U head(static_cast<unsigned>(s.index * p.heads + row.head)), position(static_cast<unsigned>(row.position + p.q_offset));
-  UNROLL for (int i = 0; i < N; i++) {
+  UNROLL
+  for (int i = 0; i < N; i++) {
     const U here = to_unsigned(lanes_from<S>(key + p.k_offset + i * S::W));
     x[i] = select(keeps(p.dropout, job.seed, head, position, here), x[i], typename S::F(0.0f));
   }
@@ -279,7 +298,8 @@ static void weigh_row(DecodeRow& row, const Job& job, const Sequence& s, int key
   using I = typename S::I;
   constexpr int W = S::W, N = DECODE_KEYS / W;
   F x[N];
-  UNROLL for (int i = 0; i < N; i++) x[i] = S::load(scores + i * W);
+  UNROLL
+  for (int i = 0; i < N; i++) x[i] = S::load(scores + i * W);
   F unit(score_unit<0>(job.params.score));
   if ((job.features & CHANGES_SCORE) != 0) {
     change_scores<S>(x, job, s, row, key, n, bias);
@@ -287,28 +307,33 @@ static void weigh_row(DecodeRow& row, const Job& job, const Sequence& s, int key
   }
   if (row.keys.first > key || row.keys.end < key + DECODE_KEYS || n < DECODE_KEYS) {
     const I before(row.keys.first - 1), end(min(row.keys.end, key + n));
-    UNROLL for (int i = 0; i < N; i++) {
+    UNROLL
+    for (int i = 0; i < N; i++) {
       const I here = lanes_from<S>(key + i * W);
       x[i] = select((here > before) & (end > here), x[i] * unit, F(hidden()));
     }
     unit = F(1.0f);
   }
   F top = x[0];
-  UNROLL for (int i = 1; i < N; i++) top = max(top, x[i]);
+  UNROLL
+  for (int i = 1; i < N; i++) top = max(top, x[i]);
   top = top * unit;
   if (__builtin_expect(any(top > F(row.reference + 16.0f)), 0)) raise_reference<S>(row, out_width, top);
-  UNROLL for (int i = 0; i < N; i++) x[i] = fma(x[i], unit, F(0.0f - row.reference));
+  UNROLL
+  for (int i = 0; i < N; i++) x[i] = fma(x[i], unit, F(0.0f - row.reference));
   exp2_of(x);
   F sum = S::load(row.sum);
-  UNROLL for (int i = 0; i < N; i++) sum = sum + x[i];
+  UNROLL
+  for (int i = 0; i < N; i++) sum = sum + x[i];
   S::store(row.sum, sum);
   if ((job.features & DROPOUT) != 0) drop_row<S>(x, job, s, row, key);
-  UNROLL for (int i = 0; i < N; i++) S::store(scores + i * W, x[i]);
+  UNROLL
+  for (int i = 0; i < N; i++) S::store(scores + i * W, x[i]);
 }
 
-// A row of Q as floats in the order of half_of(), zeros behind its elements.
+// A row as floats in the order of half_of(), `step` from half to half, zeros behind its elements.
 template <class S, class T>
-static void load_query(const T* row, int dim, int width, float* q, int step) {
+static void widen_row(const T* row, int dim, int width, float* to, int step) {
   constexpr int W = S::W;
   for (int t = 0; t < width; t += 2 * W) {
     const T* from = row + t;
@@ -317,18 +342,23 @@ static void load_query(const T* row, int dim, int width, float* q, int step) {
       __builtin_memcpy(tail, from, sizeof(T) * static_cast<size_t>(dim - t));
       from = tail;
     }
-    for (int side = 0; side < 2; side++, q += step) S::store(q, half_of<S>(from, side));
+    for (int side = 0; side < 2; side++, to += step) S::store(to, half_of<S>(from, side));
   }
 }
 // O of a row times `factor`, into the caller's array.
 template <class S, class T, class Out>
 static void store_output(const DecodeRow& row, float factor, int dim, Out* to) {
+  using F = typename S::F;
   constexpr int W = S::W;
   const float* out = row.out;
   for (int t = 0; t < dim; t += 2 * W) {
+    float halves[2 * W];
     alignas(64) float piece[2 * W];
-    for (int side = 0; side < 2; side++, out += row.out_step) {
-      for (int l = 0; l < W; l++) piece[element_of<S>(static_cast<const T*>(nullptr), side, l)] = factor * out[l];
+    for (int side = 0; side < 2; side++, out += row.out_step) store_any(halves + side * W, F(factor) * S::load(out));
+    UNROLL
+    for (int l = 0; l < W; l++) {
+      piece[element_of<S>(static_cast<const T*>(nullptr), 0, l)] = halves[l];
+      piece[element_of<S>(static_cast<const T*>(nullptr), 1, l)] = halves[W + l];
     }
     for (int side = 0; side < 2; side++) narrow_lanes<S>(to, t + side * W, dim, S::load(piece + side * W));
   }
@@ -346,8 +376,8 @@ static void begin_rows(const DecodeScratch<T>& w, const Job& job, const Sequence
     const int kv_head = b / w.blocks_of_head, part = b % w.blocks_of_head;
     const int first = rows * part / w.blocks_of_head, end = rows * (part + 1) / w.blocks_of_head;  // as equal as they come
     const int row = kv_head * rows + first, step = (end - first) * S::W;
-    const DecodeBlock block{w.q + row * w.q_width, w.out + row * w.out_width, w.scores + row * DECODE_KEYS, w.q_width, w.out_width, row,
-                            end - first};
+    const DecodeBlock block{
+        w.q + row * w.q_width, w.out + row * w.out_width, w.scores + row * DECODE_KEYS, w.q_width, w.out_width, end - first};
     w.blocks[b] = block;
     for (int g = 0; g < block.rows; g++) {
       const int position = (first + g) / p.group, head = (head0 + kv_head) * p.group + (first + g) % p.group;
@@ -359,7 +389,9 @@ static void begin_rows(const DecodeScratch<T>& w, const Job& job, const Sequence
                                   w.sums + (row + g) * S::W,
                                   block.out + g * S::W,
                                   step};
-      load_query<S>(queries + row_offset(p.q, s, position, head), p.dim, w.q_width, block.q + g * S::W, step);
+      if (keys.first < keys.end) {
+        widen_row<S>(queries + row_offset(p.q, s, position, head), p.dim, w.q_width, block.q + g * S::W, step);
+      }
     }
   }
 }
@@ -380,10 +412,11 @@ static void finish_rows(const DecodeScratch<T>& w, const Job& job, const Task& t
     if (sinks != nullptr) state = add_sink(state, element<S>(sinks, job.sink_dtype, row.head));
     float factor = rescale(row.reference, state.max) * inverse_sum(state);
     if ((job.features & DROPOUT) != 0) factor *= p.keep_scale;
-    if (lse != nullptr) lse[part + s.lse_base + row.head * p.lse_head + row.position] = log_sum_exp(state);
+    // NaN stays NaN: a part whose lse is -inf counts for nothing.
+    if (lse != nullptr) lse[part + s.lse_base + row.head * p.lse_head + row.position] = sum == sum ? log_sum_exp(state) : sum;
     const Int64 at = row_offset(p.out, s, row.position, row.head);
-    if (part_out != nullptr) {  // a part whose lse is -inf counts for nothing
-      if (state.sum > 0.0f) store_output<S, T>(row, factor, p.value_dim, part_out + part * p.value_dim + at);
+    if (part_out != nullptr) {
+      if (state.sum != 0.0f) store_output<S, T>(row, factor, p.value_dim, part_out + part * p.value_dim + at);
     } else if (job.out_dtype == job.dtype) {
       store_output<S, T>(row, factor, p.value_dim, array_of<T>(job, Role::out) + at);
     } else {
@@ -392,7 +425,7 @@ static void finish_rows(const DecodeScratch<T>& w, const Job& job, const Task& t
   }
 }
 
-// K or V of all kv heads of a task, tile by tile.
+// K or V of all kv heads of a task.
 template <class T>
 struct DecodeSource {
   KeyRows<T> rows;
@@ -401,23 +434,28 @@ struct DecodeSource {
   T* copy;         // room for a tile
 };
 template <class T>
-FA_FN int slot_after(const KeyRows<T>& rows, int key) {  // slots of key's page from it on
+FA_FN int slots_after(const KeyRows<T>& rows, int key) {  // in the page of `key`, from it on
   return rows.page_size == 0 ? 1 << 30 : rows.page_size - slot_of(rows.first + key, rows.page_size);
 }
+template <class E>
+struct DecodeTile {
+  const E* data;
+  Int64 row;
+};
+// Keys [key, key + n) of a kv head: where they are if that can be, else a copy, with zeros in all that is padding and in rows whose bit
+// of `skipped` is set.
 template <class T>
-FA_FN bool in_place(const DecodeSource<T>& source, int key, int n) {
-  return n == DECODE_KEYS && source.dim == source.width && slot_after(source.rows, key) >= n;
-}
-// Zeros in all that is padding, and in rows whose bit of `skipped` is set.
-template <class T>
-static const T* copy_tile(const DecodeSource<T>& source, int kv_head, int key, int n, unsigned skipped) {
-  __builtin_memset(source.copy, 0, sizeof(T) * static_cast<size_t>(DECODE_KEYS * source.width));
-  for (int i = 0; i < n; i++) {
-    if ((skipped >> i & 1u) != 0) continue;
-    __builtin_memcpy(source.copy + i * source.width, source.rows.at(key + i) + kv_head * source.head,
-                     sizeof(T) * static_cast<size_t>(source.dim));
+static DecodeTile<T> tile_of(const DecodeSource<T>& source, int kv_head, int key, int n, unsigned skipped) {
+  if (n == DECODE_KEYS && source.dim == source.width && skipped == 0 && slots_after(source.rows, key) >= n) {
+    return {source.rows.at(key) + kv_head * source.head, source.rows.row};
   }
-  return source.copy;
+  T* to = source.copy;
+  __builtin_memset(to, 0, sizeof(T) * static_cast<size_t>(DECODE_KEYS * source.width));
+  for (int i = 0; i < n; i++) {
+    const T* row = source.rows.at(key + i) + kv_head * source.head;
+    if ((skipped >> i & 1u) == 0) __builtin_memcpy(to + i * source.width, row, sizeof(T) * static_cast<size_t>(source.dim));
+  }
+  return {to, source.width};
 }
 // Brings keys [key, key + n), as far as they lie in one page, near within `calls` calls of fetch().
 template <class T>
@@ -427,7 +465,7 @@ FA_FN void aim(Ahead& ahead, const DecodeSource<T>& source, int kv_heads, int ke
   const KeyRows<T>& rows = source.rows;
   const Int64 bytes = ((kv_heads - 1) * source.head + source.dim) * static_cast<Int64>(sizeof(T));
   ahead.step = rows.row * static_cast<Int64>(sizeof(T));
-  ahead.rows = min(n, slot_after(rows, key));
+  ahead.rows = min(n, slots_after(rows, key));
   Int64 run = bytes;
   if (ahead.step == bytes) {  // rows without gaps are one long row
     run *= ahead.rows;
@@ -440,8 +478,7 @@ FA_FN void aim(Ahead& ahead, const DecodeSource<T>& source, int kv_heads, int ke
 }
 
 // Keys of a tile that no row of a kv head gives any weight: their V may be anything.
-template <class S>
-static unsigned weightless(const float* p, int rows, int n) {
+FA_FN unsigned weightless(const float* p, int rows, int n) {
   unsigned r = 0;
   for (int i = 0; i < n; i++) {
     bool some = false;
@@ -452,47 +489,48 @@ static unsigned weightless(const float* p, int rows, int n) {
 }
 
 template <class S, class T>
-static void decode(const Job& job, const Task& task, void* memory) {
+static void decode_keys(const DecodeScratch<T>& w, const Job& job, const Sequence& s, int head0, int kv_heads, Interval<int> keys) {
   const Params& p = job.params;
-  const Sequence& s = job.sequences[task.sequence];
-  const int head0 = max(task.head, 0), kv_heads = task.head < 0 ? p.kv_heads : 1, rows = s.mask.rows * p.group;
-  if (rows <= 0) return;
-  const DecodeScratch<T> w = decode_scratch<S, T>(p, kv_heads, rows, memory);
-  const Interval<int> any = any_visible(s.mask, 0, s.mask.rows - 1), keys{max(task.first, any.first), min(task.end, any.end)};
-  begin_rows<S>(w, job, s, head0, kv_heads, keys);
-  const int most = divide_up(rows, w.blocks_of_head), blocks = kv_heads * w.blocks_of_head;
+  const int rows = s.mask.rows * p.group, most = divide_up(rows, w.blocks_of_head), blocks = kv_heads * w.blocks_of_head;
   const DecodeProducts<T> few = decode_products<S, T>(rows / w.blocks_of_head), many = decode_products<S, T>(most);
   const DecodeSource<T> k{key_rows<T>(job, s, Role::k, p.k, head0), p.k.head, p.dim, w.q_width, w.k};
   const DecodeSource<T> v{key_rows<T>(job, s, Role::v, p.v, head0), p.v.head, p.value_dim, w.out_width, w.v};
   const int k_calls = blocks * divide_up(w.out_width, decode_chains<S>(most) * S::W);
   const int v_calls = blocks * (DECODE_KEYS / decode_chains<S>(most));
   Ahead ahead_k{}, ahead_v{};
-
+  DecodeTile<T> tile{};
   for (int key = keys.first, n; key < keys.end; key += n) {
+    if (stopped(job)) return;
     // Tiles begin at multiples of their size among the rows of the array, so that pages of such sizes hold whole ones.
     n = min(DECODE_KEYS - (k.rows.first + key) % DECODE_KEYS, keys.end - key);
     aim(ahead_v, v, kv_heads, key, n, v_calls);
-    for (int h = 0; h < kv_heads; h++) {
-      const bool direct = in_place(k, key, n);
-      const T* tile = direct ? k.rows.at(key) + h * k.head : copy_tile(k, h, key, n, 0);
-      for (int b = h * w.blocks_of_head; b < (h + 1) * w.blocks_of_head; b++) {
-        const DecodeBlock& block = w.blocks[b];
-        (block.rows == most ? many : few).scores(block, tile, direct ? k.rows.row : k.width, w.dots, ahead_v);
-      }
+    for (int b = 0; b < blocks; b++) {
+      const DecodeBlock& block = w.blocks[b];
+      if (b % w.blocks_of_head == 0) tile = tile_of(k, b / w.blocks_of_head, key, n, 0u);
+      (block.rows == most ? many : few).scores(block, tile.data, tile.row, w.dots, ahead_v);
     }
     for (int r = 0; r < kv_heads * rows; r++) weigh_row<S>(w.rows[r], job, s, key, n, w.out_width, w.scores + r * DECODE_KEYS, w.bias);
-    const int next = key + n;
-    aim(ahead_k, k, kv_heads, next, min(DECODE_KEYS, keys.end - next), k_calls);
-    for (int h = 0; h < kv_heads; h++) {
-      const unsigned skipped = (job.features & BIAS) != 0 ? weightless<S>(w.scores + h * rows * DECODE_KEYS, rows, n) : 0u;
-      const bool direct = skipped == 0 && in_place(v, key, n);
-      const T* tile = direct ? v.rows.at(key) + h * v.head : copy_tile(v, h, key, n, skipped);
-      for (int b = h * w.blocks_of_head; b < (h + 1) * w.blocks_of_head; b++) {
-        const DecodeBlock& block = w.blocks[b];
-        (block.rows == most ? many : few).output(block, tile, direct ? v.rows.row : v.width, n, ahead_k);
+    aim(ahead_k, k, kv_heads, key + n, min(DECODE_KEYS, keys.end - key - n), k_calls);
+    for (int b = 0; b < blocks; b++) {
+      const DecodeBlock& block = w.blocks[b];
+      if (b % w.blocks_of_head == 0) {
+        const unsigned skipped = (job.features & BIAS) != 0 ? weightless(block.scores, rows, n) : 0u;
+        tile = tile_of(v, b / w.blocks_of_head, key, n, skipped);
       }
+      (block.rows == most ? many : few).output(block, tile.data, tile.row, n, ahead_k);
     }
   }
+}
+
+template <class S, class T>
+static void decode(const Job& job, const Task& task, void* memory) {
+  const Sequence& s = job.sequences[task.sequence];
+  const int head0 = max(task.head, 0), kv_heads = task.head < 0 ? job.params.kv_heads : 1, rows = s.mask.rows * job.params.group;
+  if (rows <= 0) return;
+  const Interval<int> any = any_visible(s.mask, 0, s.mask.rows - 1), keys{max(task.first, any.first), min(task.end, any.end)};
+  const DecodeScratch<T> w = decode_scratch<S, T>(job.params, kv_heads, rows, memory);
+  begin_rows<S>(w, job, s, head0, kv_heads, keys);
+  decode_keys<S, T>(w, job, s, head0, kv_heads, keys);
   finish_rows<S>(w, job, task, s, kv_heads * rows);
 }
 
@@ -502,9 +540,6 @@ static size_t decode_scratch_bytes(const Job& job) {
   return decode_scratch<S, T>(p, p.kv_heads, p.mask.rows * p.group, nullptr).bytes;
 }
 // Keys of a task.
-template <class S>
-static int decode_task_rows(const Job& job, int) {
-  return job.params.split_keys;
-}
+static int decode_task_keys(const Job& job, int) { return job.params.split_keys; }
 }  // namespace
 }  // namespace fa::cpu

@@ -4,9 +4,10 @@
 //          registers, and a mask is a comparison of lanes.
 // Memory   K and V are widened once a worker and head into tiles of an odd pitch (strided rows miss the TLB and collide in the caches:
 //          15 - 20 % of the time) and reused by all tasks of the head that the worker runs. Scratch is bounded by FORWARD_PACKED_BYTES.
-// Speed    81 - 86 % of the FMA peak on AVX2 (docs/performance.md). Softmax is fused into the score block: the accumulators start at
-//          minus a reference, the scale is folded into Q, and only exp2, a sum and a store remain. The reference is no running maximum
-//          but any value within 2^16 of it (P <= 2^16 costs no precision), so O is practically never rescaled.
+// Speed    81 - 86 % of the FMA peak on AVX2 (docs/performance.md). Softmax is fused into the score block: one fma, exp2, a sum and a
+//          store an element. What the fma subtracts is no running maximum but any value within 2^16 of it (P <= 2^16 costs no
+//          precision), so O is practically never rescaled. (Accumulators that start at minus this reference, with the scale in Q, save
+//          the fma, 0.5 - 1 %, but every product is then rounded at the reference's size: up to 8 times the error.)
 // Features enter through semantics/ only, at the stations named in DESIGN.md.
 #pragma once
 #include "cpu/kernels/panel.h"
@@ -56,43 +57,48 @@ template <class S, unsigned F>
 FA_FN void score_block(ForwardPanel<S>& panel, const ForwardTile<S>& t, int i0) {
   using V = typename S::F;
   constexpr int MR = S::MR, NV = S::NV, W = S::W, LANES = Panel<S>::LANES;
-  constexpr bool FOLDED = F == 0 && S::FOLD_SCALE;
   V c[MR][NV];
-  UNROLL for (int j = 0; j < NV; j++) {
-    const V start = FOLDED ? S::load(panel.minus_reference + j * W) : V(0.0f);
-    UNROLL for (int i = 0; i < MR; i++) c[i][j] = start;
+  UNROLL
+  for (int i = 0; i < MR; i++) {
+    UNROLL
+    for (int j = 0; j < NV; j++) c[i][j] = V(0.0f);
   }
   accumulate<S, MR, NV>(c, t.k + i0 * t.k_pitch, t.k_pitch, 1, t.q, LANES, t.depth);
-  if constexpr (!FOLDED) {
-    const V unit(score_unit<F>(t.score));
-    UNROLL for (int j = 0; j < NV; j++) {
-      const V reference = S::load(panel.minus_reference + j * W), slope = S::load(panel.slope + j * W);
-      const typename S::I diagonal = S::load(panel.diagonal + j * W);
-      UNROLL for (int i = 0; i < MR; i++) {
-        const V distance = (F & ALIBI) != 0 ? to_float(abs(diagonal - typename S::I(t.key + i0 + i))) : V(0.0f);
-        const V bias = (F & BIAS) != 0 ? S::load(t.bias + (i0 + i) * LANES + j * W) : V(0.0f);
-        c[i][j] = fma(score<F>(c[i][j], t.score, slope, distance, bias), unit, reference);
-      }
+  const V unit(score_unit<F>(t.score));
+  UNROLL
+  for (int j = 0; j < NV; j++) {
+    const V reference = S::load(panel.minus_reference + j * W), slope = S::load(panel.slope + j * W);
+    const typename S::I diagonal = S::load(panel.diagonal + j * W);
+    UNROLL
+    for (int i = 0; i < MR; i++) {
+      const V distance = (F & ALIBI) != 0 ? to_float(abs(diagonal - typename S::I(t.key + i0 + i))) : V(0.0f);
+      const V bias = (F & BIAS) != 0 ? S::load(t.bias + (i0 + i) * LANES + j * W) : V(0.0f);
+      c[i][j] = fma(score<F>(c[i][j], t.score, slope, distance, bias), unit, reference);
     }
   }
   if (i0 < t.clear_from || i0 + MR > t.clear_to) hide<S, MR>(c, panel, t.key + i0);
 
   V top[NV];
-  UNROLL for (int j = 0; j < NV; j++) {
+  UNROLL
+  for (int j = 0; j < NV; j++) {
     top[j] = c[0][j];
-    UNROLL for (int i = 1; i < MR; i++) top[j] = max(top[j], c[i][j]);
+    UNROLL
+    for (int i = 1; i < MR; i++) top[j] = max(top[j], c[i][j]);
   }
   V highest = top[0];
-  UNROLL for (int j = 1; j < NV; j++) highest = max(highest, top[j]);
+  UNROLL
+  for (int j = 1; j < NV; j++) highest = max(highest, top[j]);
   if (__builtin_expect(panel.waiting || any(highest > V(16.0f)), 0)) {
     // A lane that sees its first keys takes their maximum as reference; others only ever move up.
     V by[NV];
     Flags<W> still = {}, moved = {};
-    UNROLL for (int j = 0; j < NV; j++) {
+    UNROLL
+    for (int j = 0; j < NV; j++) {
       const Flags<W> fresh = S::load(panel.sum + j * W) == V(0.0f), seen = top[j] > V(no_maximum());
       const V move = select(fresh, select(seen, top[j], V(0.0f)), max(V(0.0f), top[j]));
       S::store(panel.minus_reference + j * W, S::load(panel.minus_reference + j * W) - move);
-      UNROLL for (int i = 0; i < MR; i++) c[i][j] = c[i][j] - move;
+      UNROLL
+      for (int i = 0; i < MR; i++) c[i][j] = c[i][j] - move;
       by[j] = select(fresh, V(0.0f), move);
       moved = moved | (by[j] > V(0.0f));
       still = still | and_not(fresh, seen);
@@ -102,14 +108,17 @@ FA_FN void score_block(ForwardPanel<S>& panel, const ForwardTile<S>& t, int i0) 
   }
 
   V sum[NV];
-  UNROLL for (int i = 0; i < MR; i += 2) {  // two keys at a time: enough vectors in flight to hide the latency of exp2
+  UNROLL
+  for (int i = 0; i < MR; i += 2) {  // two keys at a time: enough vectors in flight to hide the latency of exp2
     V e[2 * NV];
-    UNROLL for (int j = 0; j < NV; j++) {
+    UNROLL
+    for (int j = 0; j < NV; j++) {
       e[2 * j] = c[i][j];
       e[2 * j + 1] = c[i + 1][j];
     }
     exp2_of(e);
-    UNROLL for (int j = 0; j < NV; j++) {
+    UNROLL
+    for (int j = 0; j < NV; j++) {
       const V both = e[2 * j] + e[2 * j + 1];
       sum[j] = i == 0 ? both : sum[j] + both;
       typename S::Lane* p = t.p + (i0 + i) / S::STEP * LANES + j * W;
@@ -117,7 +126,8 @@ FA_FN void score_block(ForwardPanel<S>& panel, const ForwardTile<S>& t, int i0) 
       if constexpr (S::STEP == 1) S::store_p(p + LANES, e[2 * j + 1], e[2 * j + 1]);
     }
   }
-  UNROLL for (int j = 0; j < NV; j++) S::store(panel.sum + j * W, S::load(panel.sum + j * W) + sum[j]);
+  UNROLL
+  for (int j = 0; j < NV; j++) S::store(panel.sum + j * W, S::load(panel.sum + j * W) + sum[j]);
 }
 template <class S, unsigned F>
 static void score_tile(ForwardPanel<S>& panel, const ForwardTile<S>& t) {
@@ -125,7 +135,7 @@ static void score_tile(ForwardPanel<S>& panel, const ForwardTile<S>& t) {
 }
 template <class S>
 static void score_tile_of(unsigned features, ForwardPanel<S>& panel, const ForwardTile<S>& t) {
-  switch (features & CHANGES_SCORE) {
+  switch (features & VARIANTS) {
     case 0: return score_tile<S, 0>(panel, t);
     case 1: return score_tile<S, 1>(panel, t);
     case 2: return score_tile<S, 2>(panel, t);
@@ -140,9 +150,8 @@ static void score_tile_of(unsigned features, ForwardPanel<S>& panel, const Forwa
 template <class S>
 __attribute__((noinline)) static void drop_tile(const ForwardPanel<S>& panel, const Job& job, const ForwardTile<S>& t) {
   constexpr int LANES = Panel<S>::LANES;
-  decide<S>(panel, job, t.key, t.from, t.to, [&](int i, int j, Flags<S::W> keep) {
-    S::keep_p(t.p + i / S::STEP * LANES + j * S::W, i % S::STEP, keep);
-  });
+  decide<S>(panel, job, t.key, t.from, t.to,
+            [&](int i, int j, Flags<S::W> keep) { S::keep_p(t.p + i / S::STEP * LANES + j * S::W, i % S::STEP, keep); });
 }
 
 // The packed tiles of a worker, a window over the keys of one kv head, and everything else a task needs.
@@ -212,13 +221,14 @@ static void pack_tile(const KeyRows<T>& k, const KeyRows<T>& v, const Params& p,
     const T *x = value[0], *y = value[S::STEP - 1];
     typename S::Lane* to = v_tile + i / S::STEP * v_pitch;
     for (int t = 0; t < p.value_dim; t += S::W) {
-      S::store_p(to + t, x != nullptr ? widen_lanes<S>(x, t, p.value_dim) : V(0.0f), y != nullptr ? widen_lanes<S>(y, t, p.value_dim) : V(0.0f));
+      S::store_p(to + t, x != nullptr ? widen_lanes<S>(x, t, p.value_dim) : V(0.0f),
+                 y != nullptr ? widen_lanes<S>(y, t, p.value_dim) : V(0.0f));
     }
   }
 }
 // Q^T of a panel, [depth][lane]; lanes past n repeat the last row.
 template <class S, class T>
-static void load_queries(const Job& job, const Sequence& s, int kv_head, int row, int n, float factor, typename S::Lane* q) {
+static void load_queries(const Job& job, const Sequence& s, int kv_head, int row, int n, typename S::Lane* q) {
   constexpr int LANES = Panel<S>::LANES, W = S::W;
   const Params& p = job.params;
   for (int l = 0; l < LANES; l += W) {
@@ -229,12 +239,13 @@ static void load_queries(const Job& job, const Sequence& s, int kv_head, int row
     }
     for (int t = 0; t * S::STEP < p.dim; t += W) {
       typename S::F x[W];
-      UNROLL for (int a = 0; a < W; a++) {
+      UNROLL
+      for (int a = 0; a < W; a++) {
         x[a] = row_lanes<S>(from[a], t * S::STEP, p.dim);
-        if constexpr (S::FOLD_SCALE) x[a] = x[a] * typename S::F(factor);
       }
       S::transpose(x);
-      UNROLL for (int a = 0; a < W; a++) S::store_lanes(q + (t + a) * LANES + l, x[a]);
+      UNROLL
+      for (int a = 0; a < W; a++) S::store_lanes(q + (t + a) * LANES + l, x[a]);
     }
   }
 }
@@ -268,7 +279,8 @@ static void finish(const Job& job, const Sequence& s, int kv_head, int row, int 
     }
     for (int t = 0; t < p.value_dim; t += W) {
       V x[W];
-      UNROLL for (int a = 0; a < W; a++) x[a] = S::load(out + (t + a) * LANES + l) * factor;
+      UNROLL
+      for (int a = 0; a < W; a++) x[a] = S::load(out + (t + a) * LANES + l) * factor;
       S::transpose(x);
       for (int a = 0; a < m; a++) narrow_lanes<S>(to[a], t, p.value_dim, x[a]);
     }
@@ -282,7 +294,6 @@ static void forward(const Job& job, const Task& task, void* memory) {
   const Sequence& s = job.sequences[task.sequence];
   const ForwardScratch<S> w = forward_scratch<S>(job, memory);
   const int n = task.end - task.first, panels = divide_up(n, LANES);
-  const bool folded = (job.features & CHANGES_SCORE) == 0;
   if (w.owner->sequence != task.sequence + 1 || w.owner->head != task.head) {
     *w.owner = {task.sequence + 1, task.head};
     for (int i = 0; i < w.slots; i++) w.held[i] = -1;
@@ -294,7 +305,7 @@ static void forward(const Job& job, const Task& task, void* memory) {
     for (int l = 0; l < LANES; l++) panel.minus_reference[l] = panel.sum[l] = 0.0f;
     panel.waiting = true;
     set_rows<S>(panel, job, s, task.head * p.group, p.group, row, count);
-    load_queries<S, T>(job, s, task.head, row, count, folded ? score_unit<0>(p.score) : 1.0f, w.q + i * w.q_rows * LANES);
+    load_queries<S, T>(job, s, task.head, row, count, w.q + i * w.q_rows * LANES);
   }
   __builtin_memset(w.out, 0, sizeof(float) * static_cast<size_t>(panels * w.out_rows * LANES));
 
@@ -302,7 +313,7 @@ static void forward(const Job& job, const Task& task, void* memory) {
   const Interval<int> seen = any_visible(s.mask, 0, s.mask.rows - 1);
   const KeyRows<T> k = key_rows<T>(job, s, Role::k, p.k, task.head), v = key_rows<T>(job, s, Role::v, p.v, task.head);
   // Tiles begin at multiples of their size: the order of every sum is then the same for all ways to cut rows into tasks.
-  for (int first = keys.first / FORWARD_KEYS * FORWARD_KEYS; first < keys.end; first += FORWARD_KEYS) {
+  for (int first = keys.first / FORWARD_KEYS * FORWARD_KEYS; first < keys.end && !stopped(job); first += FORWARD_KEYS) {
     const int tile = first / FORWARD_KEYS, slot = tile % w.slots;
     typename S::Lane* k_tile = w.k + slot * FORWARD_KEYS * w.k_pitch;
     typename S::Lane* v_tile = w.v + slot * (FORWARD_KEYS / S::STEP) * w.v_pitch;

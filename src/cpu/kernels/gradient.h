@@ -1,5 +1,5 @@
 // What the two gradient kernels share: a block of rows with its Q and dO, and P and dS of one panel against one tile of keys.
-//   P^T  = exp2(score(K Q^T) - lse)         accumulators start at -lse where no feature changes the score: P falls out of the loop
+//   P^T  = exp2(score(K Q^T) - lse)         one subtraction and exp2 where no feature changes the score
 //   dS^T = P^T (kept (V dO^T) - delta)      accumulators start at -delta where nothing is dropped, delta = rowsum(dO * O) - dlse
 // Layout as in forward.h: rows in the lanes, keys along the tile.
 #pragma once
@@ -10,19 +10,19 @@ namespace {
 
 template <class S>
 struct GradientPanel : Panel<S> {
-  alignas(64) float minus_lse[Panel<S>::LANES];    // log2 units; a huge negative number where P shall be 0
+  alignas(64) float minus_lse[Panel<S>::LANES];  // log2 units; a huge negative number where P shall be 0
   alignas(64) float minus_delta[Panel<S>::LANES];
 };
 
 // One panel against one tile, rows [from, to) of the tile of which [clear_from, clear_to) are seen by every lane.
 template <class S>
 struct GradientTile {
-  const float *k, *v;    // [tile row][element]
-  const float *q, *dout; // transposed, [element][lane]
-  const float* bias;     // [tile row][lane]
-  const float* kept;     // 0 or 1 / (1 - p), [tile row][lane]; null without dropout
-  float *p, *ds;         // [tile row][lane]
-  bool slopes;           // dS shall be that of scale * (Q K): include the slope of softcap
+  const float *k, *v;     // [tile row][element]
+  const float *q, *dout;  // transposed, [element][lane]
+  const float* bias;      // [tile row][lane]
+  const float* kept;      // 0 or 1 / (1 - p), [tile row][lane]; null without dropout
+  float *p, *ds;          // [tile row][lane]
+  bool slopes;            // dS shall be that of scale * (Q K): include the slope of softcap
   long k_pitch, v_pitch;
   int dim, value_dim;
   int key;  // of row 0
@@ -36,33 +36,38 @@ FA_FN void probabilities(const GradientPanel<S>& panel, const GradientTile<S>& t
   using V = typename S::F;
   constexpr int MR = S::MR, NV = S::NV, W = S::W, LANES = Panel<S>::LANES;
   V c[MR][NV];
-  UNROLL for (int j = 0; j < NV; j++) {
-    const V start = F == 0 ? S::load(panel.minus_lse + j * W) : V(0.0f);
-    UNROLL for (int i = 0; i < MR; i++) c[i][j] = start;
+  UNROLL
+  for (int i = 0; i < MR; i++) {
+    UNROLL
+    for (int j = 0; j < NV; j++) c[i][j] = V(0.0f);
   }
+  // the same sums in the same order as in the forward pass: their rounding errors are those that lse contains
   accumulate<S, MR, NV>(c, t.k + i0 * t.k_pitch, t.k_pitch, 1, t.q, LANES, t.dim);
-  if constexpr (F != 0) {
-    const V unit(score_unit<F>(t.score));
-    UNROLL for (int j = 0; j < NV; j++) {
-      const V lse = S::load(panel.minus_lse + j * W), slope = S::load(panel.slope + j * W);
-      const typename S::I diagonal = S::load(panel.diagonal + j * W);
-      UNROLL for (int i = 0; i < MR; i++) {
-        const V distance = (F & ALIBI) != 0 ? to_float(abs(diagonal - typename S::I(t.key + i0 + i))) : V(0.0f);
-        const V bias = (F & BIAS) != 0 ? S::load(t.bias + (i0 + i) * LANES + j * W) : V(0.0f);
-        if constexpr ((F & SOFTCAP) != 0) S::store(t.ds + (i0 + i) * LANES + j * W, score_slope<F>(c[i][j], t.score));
-        c[i][j] = fma(score<F>(c[i][j], t.score, slope, distance, bias), unit, lse);
-      }
+  const V unit(score_unit<F>(t.score));
+  UNROLL
+  for (int j = 0; j < NV; j++) {
+    const V lse = S::load(panel.minus_lse + j * W), slope = S::load(panel.slope + j * W);
+    const typename S::I diagonal = S::load(panel.diagonal + j * W);
+    UNROLL
+    for (int i = 0; i < MR; i++) {
+      const V distance = (F & ALIBI) != 0 ? to_float(abs(diagonal - typename S::I(t.key + i0 + i))) : V(0.0f);
+      const V bias = (F & BIAS) != 0 ? S::load(t.bias + (i0 + i) * LANES + j * W) : V(0.0f);
+      if constexpr ((F & SOFTCAP) != 0) S::store(t.ds + (i0 + i) * LANES + j * W, score_slope<F>(c[i][j], t.score));
+      c[i][j] = fma(score<F>(c[i][j], t.score, slope, distance, bias), unit, lse);
     }
   }
   if (i0 < t.clear_from || i0 + MR > t.clear_to) hide<S, MR>(c, panel, t.key + i0);
-  UNROLL for (int i = 0; i < MR; i += 2) {
+  UNROLL
+  for (int i = 0; i < MR; i += 2) {
     V e[2 * NV];
-    UNROLL for (int j = 0; j < NV; j++) {
+    UNROLL
+    for (int j = 0; j < NV; j++) {
       e[2 * j] = c[i][j];
       e[2 * j + 1] = c[i + 1][j];
     }
     exp2_of(e);
-    UNROLL for (int j = 0; j < NV; j++) {
+    UNROLL
+    for (int j = 0; j < NV; j++) {
       S::store(t.p + (i0 + i) * LANES + j * W, e[2 * j]);
       S::store(t.p + (i0 + i + 1) * LANES + j * W, e[2 * j + 1]);
     }
@@ -74,13 +79,17 @@ FA_FN void score_gradients(const GradientPanel<S>& panel, const GradientTile<S>&
   using V = typename S::F;
   constexpr int MR = S::MR, NV = S::NV, W = S::W, LANES = Panel<S>::LANES;
   V c[MR][NV];
-  UNROLL for (int j = 0; j < NV; j++) {
+  UNROLL
+  for (int j = 0; j < NV; j++) {
     const V start = DROPS ? V(0.0f) : S::load(panel.minus_delta + j * W);
-    UNROLL for (int i = 0; i < MR; i++) c[i][j] = start;
+    UNROLL
+    for (int i = 0; i < MR; i++) c[i][j] = start;
   }
   accumulate<S, MR, NV>(c, t.v + i0 * t.v_pitch, t.v_pitch, 1, t.dout, LANES, t.value_dim);
-  UNROLL for (int i = 0; i < MR; i++) {
-    UNROLL for (int j = 0; j < NV; j++) {
+  UNROLL
+  for (int i = 0; i < MR; i++) {
+    UNROLL
+    for (int j = 0; j < NV; j++) {
       const long at = (i0 + i) * LANES + j * W;
       const V p = S::load(t.p + at);
       V ds = p * c[i][j];
@@ -117,7 +126,7 @@ static void gradient_tile(const GradientPanel<S>& panel, const GradientTile<S>& 
 }
 template <class S>
 __attribute__((noinline)) static void gradient_tile_of(unsigned features, const GradientPanel<S>& panel, const GradientTile<S>& t) {
-  switch (features & CHANGES_SCORE) {
+  switch (features & VARIANTS) {
     case 0: return gradient_tile<S, 0>(panel, t);
     case 1: return gradient_tile<S, 1>(panel, t);
     case 2: return gradient_tile<S, 2>(panel, t);
@@ -132,20 +141,19 @@ template <class S>
 __attribute__((noinline)) static void kept_tile(const Panel<S>& panel, const Job& job, int key, int from, int to, float* kept) {
   using V = typename S::F;
   const V scale(job.params.keep_scale);
-  decide<S>(panel, job, key, from, to, [&](int i, int j, Flags<S::W> keep) {
-    S::store(kept + i * Panel<S>::LANES + j * S::W, select(keep, scale, V(0.0f)));
-  });
+  decide<S>(panel, job, key, from, to,
+            [&](int i, int j, Flags<S::W> keep) { S::store(kept + i * Panel<S>::LANES + j * S::W, select(keep, scale, V(0.0f))); });
 }
 
 // The rows that a gradient kernel works on together.
 template <class S>
 struct RowBlock {
-  int panels;  // at most
-  long dim, value_dim;            // rounded up to whole panels
+  int panels;           // at most
+  long dim, value_dim;  // rounded up to whole panels
   GradientPanel<S>* panel;
-  float *q, *dout;                // transposed: [panel][element][lane]; Q times the scale where no feature changes the score
-  float *q_rows, *dout_rows;      // by columns: [element / LANES][row][element % LANES]; null where not wanted
-  float *bias, *kept;             // [tile row][lane], of one panel
+  float *q, *dout;            // transposed: [panel][element][lane]
+  float *q_rows, *dout_rows;  // by columns: [element / LANES][row][element % LANES]; null where not wanted
+  float *bias, *kept;         // [tile row][lane], of one panel
   FA_INLINE int rows() const { return panels * Panel<S>::LANES; }
 };
 template <class S>
@@ -168,20 +176,23 @@ static RowBlock<S> take_row_block(const Job& job, Scratch& memory, bool with_row
 
 // W rows of Q or dO, from lane `lane` of the block on: transposed, and as they are by columns.
 template <class S, class T>
-static void load_lanes_of(const T* const (&row)[S::W], int n, int dim, float factor, float* transposed, float* columns, int block_rows,
+static void load_lanes_of(const T* const (&row)[S::W], int n, int dim, float* transposed, float* columns, int block_rows,
                           int lane) {
   using V = typename S::F;
   constexpr int LANES = Panel<S>::LANES, W = S::W;
   for (int t = 0; t < dim; t += W) {
     V x[W];
-    UNROLL for (int a = 0; a < W; a++) x[a] = row[a] != nullptr ? widen_lanes<S>(row[a], t, n) : V(0.0f);
+    UNROLL
+    for (int a = 0; a < W; a++) x[a] = row[a] != nullptr ? widen_lanes<S>(row[a], t, n) : V(0.0f);
     if (columns != nullptr) {
       float* to = columns + (static_cast<long>(t / LANES) * block_rows + lane) * LANES + t % LANES;
-      UNROLL for (int a = 0; a < W; a++) S::store(to + a * LANES, x[a]);
+      UNROLL
+      for (int a = 0; a < W; a++) S::store(to + a * LANES, x[a]);
     }
     S::transpose(x);
     float* to = transposed + (static_cast<long>(lane / LANES) * dim + t) * LANES + lane % LANES;
-    UNROLL for (int a = 0; a < W; a++) S::store(to + a * LANES, x[a] * V(factor));
+    UNROLL
+    for (int a = 0; a < W; a++) S::store(to + a * LANES, x[a]);
   }
 }
 // Rows [row, row + n) of the heads [head0, head0 + group). Rows past n, and rows that saw nothing, are zeros with P = 0.
@@ -191,7 +202,6 @@ static void load_rows(const Job& job, const Sequence& s, int head0, int group, i
   const Params& p = job.params;
   const float* lses = array_of<const float>(job, Role::lse);
   const float* deltas = array_of<const float>(job, Role::delta);
-  const float factor = (job.features & CHANGES_SCORE) == 0 ? score_unit<0>(p.score) : 1.0f;
   for (int first = 0; first < n; first += LANES) {
     GradientPanel<S>& panel = b.panel[first / LANES];
     set_rows<S>(panel, job, s, head0, group, row + first, min(LANES, n - first));
@@ -206,8 +216,8 @@ static void load_rows(const Job& job, const Sequence& s, int head0, int group, i
         panel.minus_lse[l + a] = -lse_reference(in ? lses[at] : minus_infinity());
         panel.minus_delta[l + a] = in ? -deltas[at] : 0.0f;
       }
-      load_lanes_of<S, T>(q, p.dim, static_cast<int>(b.dim), factor, b.q, b.q_rows, b.rows(), first + l);
-      load_lanes_of<S, T>(dout, p.value_dim, static_cast<int>(b.value_dim), 1.0f, b.dout, b.dout_rows, b.rows(), first + l);
+      load_lanes_of<S, T>(q, p.dim, static_cast<int>(b.dim), b.q, b.q_rows, b.rows(), first + l);
+      load_lanes_of<S, T>(dout, p.value_dim, static_cast<int>(b.value_dim), b.dout, b.dout_rows, b.rows(), first + l);
     }
   }
 }

@@ -8,6 +8,10 @@
 namespace fa::cpu {
 namespace {
 
+// The features that make variants of a kernel. NATURAL makes none: the scale is in the unit, of either sign, and keys are hidden
+// after it.
+constexpr unsigned VARIANTS = SOFTCAP | ALIBI | BIAS;
+
 template <class S>
 struct Panel {
   static constexpr int LANES = S::NV * S::W;

@@ -134,7 +134,7 @@ void forward_rows(const Plain& job, const Task& task) {
   const Rows<T> rows{job, s, task.head, head.kv_head()};
   const int dim = job.params.dim, value_dim = job.params.value_dim;
   std::vector<double> q(static_cast<size_t>(dim)), out(static_cast<size_t>(value_dim));
-  for (int i = task.first; i < task.end; i++) {
+  for (int i = task.first; i < task.end && !stopped(job); i++) {
     widen_row(q.data(), rows.q(i), dim);
     out.assign(out.size(), 0.0);
     Softmax<double> state{static_cast<double>(no_maximum()), 0.0};
@@ -180,7 +180,7 @@ void row_gradient(const Plain& job, const Task& task) {
     using T = decltype(zero);
     using Lse = LseOf<T>;
     const Rows<T> rows{job, s, task.head, head.kv_head()};
-    for (int i = task.first; i < task.end; i++) {
+    for (int i = task.first; i < task.end && !stopped(job); i++) {
       widen_row(q.data(), rows.q(i), dim);
       widen_row(dout.data(), rows.dout(i), value_dim);
       dq.assign(dq.size(), 0.0);
@@ -203,7 +203,7 @@ void key_gradient(const Plain& job, const Task& task) {
   with_type(job.dtype, [&](auto zero) {
     using T = decltype(zero);
     using Lse = LseOf<T>;
-    for (int j = task.first; j < task.end; j++) {
+    for (int j = task.first; j < task.end && !stopped(job); j++) {
       dk.assign(dk.size(), 0.0);
       dv.assign(dv.size(), 0.0);
       const Interval<int> seers = visible_rows(s.mask, j);
@@ -245,7 +245,7 @@ void bias_gradient(const Plain& job, const Task& task) {
           const Head head(job, s, h);
           const Rows<T> rows{job, s, h, head.kv_head()};
           const Interval<int> all = axis(own.row, own_row, s.mask.rows);
-          for (int i = all.first; i < min(all.end, s.mask.rows); i++) {
+          for (int i = all.first; i < min(all.end, s.mask.rows) && !stopped(job); i++) {
             widen_row(q.data(), rows.q(i), p.dim);
             widen_row(dout.data(), rows.dout(i), p.value_dim);
             const Interval<int> keys = visible_keys(s.mask, i);
@@ -273,7 +273,7 @@ void probabilities(const Plain& job, const Task& task) {
     using T = decltype(zero);
     using Lse = LseOf<T>;
     const Rows<T> rows{job, s, task.head, head.kv_head()};
-    for (int i = task.first; i < task.end; i++) {
+    for (int i = task.first; i < task.end && !stopped(job); i++) {
       T* const to = job.get<T>(Role::probabilities) +
                     ((static_cast<Int64>(s.index) * p.heads + task.head) * p.mask.rows + i) * static_cast<Int64>(p.mask.keys);
       for (int j = 0; j < p.mask.keys; j++) to[j] = T{};

@@ -12,14 +12,19 @@ namespace fa::cpu::small {
 namespace {
 using Small = JobT<double>;
 using Numbers = ParamsT<double>;
-constexpr int LANES = 8;  // independent sums: enough for the compiler to make vectors of them
+constexpr int LANES = 8;   // independent sums: enough for the compiler to make vectors of them
+constexpr int BLOCK = 32;  // elements of a row that are summed over all parts at a time
 
 template <class Real, class A, class B>
 Real product(const A* a, const B* b, int n) {
   Real sum[LANES] = {};
   int i = 0;
-  for (; i + LANES <= n; i += LANES)
-    for (int c = 0; c < LANES; c++) sum[c] += static_cast<Real>(widen(a[i + c])) * static_cast<Real>(widen(b[i + c]));
+  for (; i + LANES <= n; i += LANES) {
+    Real x[LANES], y[LANES];  // loops of their own: what widens 16 bits is then vector code too
+    for (int c = 0; c < LANES; c++) x[c] = static_cast<Real>(widen(a[i + c]));
+    for (int c = 0; c < LANES; c++) y[c] = static_cast<Real>(widen(b[i + c]));
+    for (int c = 0; c < LANES; c++) sum[c] += x[c] * y[c];
+  }
   for (; i < n; i++) sum[0] += static_cast<Real>(widen(a[i])) * static_cast<Real>(widen(b[i]));
   return ((sum[0] + sum[1]) + (sum[2] + sum[3])) + ((sum[4] + sum[5]) + (sum[6] + sum[7]));
 }
@@ -98,10 +103,15 @@ void rotate_queries(const Small& job, const Task& task) {
                           job.get<const T>(Role::q) + row_offset(p.q, s, i, head), length + (p.rotary_fixed ? 0 : i));
 }
 
+// An lse is a score in natural units.
+template <class Real>
+Real natural_unit() {
+  return score_unit<NATURAL>(ScoreT<Real>{1, 0});
+}
 // What a row's parts weigh: their maximum and sum in log2 units. NaN counts as a number, -inf as no part at all.
 template <class Real>
 Softmax<Real> parts_softmax(const Real* lse, Int64 step, int parts) {
-  const Real unit = Real(1.4426950408889634);
+  const Real unit = natural_unit<Real>();
   Softmax<Real> state{Real(no_maximum()), 0};
   for (int c = 0; c < parts; c++)
     if (const Real x = lse[c * step]; x > minus_infinity()) state.max = max(x * unit, state.max);
@@ -110,34 +120,32 @@ Softmax<Real> parts_softmax(const Real* lse, Int64 step, int parts) {
   return state;
 }
 
-constexpr int BLOCK = 32;  // elements of a row that are summed in registers over all parts
-
 template <class T, class Out, class Real>
 void merge_rows(const Small& job, const Task& task) {
   const Numbers& p = job.params;
   const Sequence& s = job.sequences[task.sequence];
   const int parts = p.split_keys > 0 ? max(1, divide_up(s.mask.keys, p.split_keys)) : p.splits;
-  for (int i = task.first; i < task.end; i++)
-    for (int head = 0; head < p.heads; head++) {
-      const Int64 at = s.lse_base + head * p.lse_head + i, row = row_offset(p.q, s, i, head);
-      const Real* const lse = job.get<const Real>(Role::part_lse) + at;
-      const Softmax<Real> state = parts_softmax(lse, job.part_rows, parts);
-      const Real inverse = inverse_sum(state);
-      Out* const out = job.get<Out>(Role::out) + row_offset(p.out, s, i, head);
-      for (int first = 0; first < p.value_dim; first += BLOCK) {
-        const int n = min(BLOCK, p.value_dim - first);
-        Real sum[BLOCK] = {};
-        for (int c = 0; c < parts; c++) {
-          const Real x = lse[c * job.part_rows];
-          if (x == minus_infinity()) continue;
-          const Real weight = probability(x, Real(1.4426950408889634), state.max) * inverse;
-          const T* const part = job.get<const T>(Role::part_out) + c * job.part_rows * p.value_dim + row + first;
-          for (int t = 0; t < n; t++) sum[t] += weight * static_cast<Real>(widen(part[t]));
-        }
-        for (int t = 0; t < n; t++) out[first + t] = narrow_to<Out>(sum[t]);
+  for (int i = task.first; i < task.end; i++) {
+    const Int64 at = s.lse_base + task.head * p.lse_head + i;
+    const Real* const lse = job.get<const Real>(Role::part_lse) + at;
+    const T* const from = job.get<const T>(Role::part_out) + row_offset(p.q, s, i, task.head);
+    Out* const to = job.get<Out>(Role::out) + row_offset(p.out, s, i, task.head);
+    const Softmax<Real> state = parts_softmax(lse, job.part_rows, parts);
+    const Real inverse = inverse_sum(state);
+    for (int first = 0; first < p.value_dim; first += BLOCK) {
+      const int n = min(BLOCK, p.value_dim - first);
+      Real sum[BLOCK] = {};
+      for (int c = 0; c < parts; c++) {
+        const Real x = lse[c * job.part_rows];
+        if (x == minus_infinity()) continue;
+        const Real weight = probability(x, natural_unit<Real>(), state.max) * inverse;
+        const T* const part = from + c * job.part_rows * p.value_dim + first;
+        for (int t = 0; t < n; t++) sum[t] += weight * static_cast<Real>(widen(part[t]));
       }
-      if (job.has(Role::lse)) job.get<Real>(Role::lse)[at] = log_sum_exp(state);
+      for (int t = 0; t < n; t++) to[first + t] = narrow_to<Out>(sum[t]);
     }
+    if (job.has(Role::lse)) job.get<Real>(Role::lse)[at] = log_sum_exp(state);
+  }
 }
 
 template <class T>

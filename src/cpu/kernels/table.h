@@ -19,7 +19,7 @@ constexpr Entry backward_entry() {
 }
 template <class S, class T>
 constexpr Entry decode_entry() {
-  return {decode_scratch_bytes<S, T>, decode_task_rows<S>, decode<S, T>};
+  return {decode_scratch_bytes<S, T>, decode_task_keys, decode<S, T>};
 }
 template <class S, class T>
 constexpr Entry bias_gradient_entry() {

@@ -2,7 +2,6 @@
 //   F, I, U        W lanes of float, int, unsigned (vector.h): operators, max, min, fma, select, abs, exp2, log2, mulhi, any
 //   Lane, STEP     what a lane of a packed tile holds: STEP elements along the depth of a product
 //   MR, NV         the register block of accumulate() (kernels/words.h): MR rows by NV vectors
-//   FOLD_SCALE     true: the scale may be multiplied into packed Q (float32 lanes)
 //   load, store    aligned scratch; bcast: one lane to all; widen, narrow: W elements of the caller's arrays to and from floats
 //   dot            lane product summed over STEP elements, plus c
 //   lanes          STEP * W elements of the caller's array as lanes of a tile; load_lanes, store_lanes: a tile's lanes as they are
@@ -42,7 +41,6 @@ struct Avx2 {
   using U = Unsigned8;
   using Lane = float;
   static constexpr int W = 8, MR = 6, NV = 2, STEP = 1;
-  static constexpr bool FOLD_SCALE = true;
 
   static FA_INLINE F load(const float* p) { return F(_mm256_load_ps(p)); }
   static FA_INLINE I load(const int* p) { return I((I::Raw)_mm256_load_si256(reinterpret_cast<const __m256i*>(p))); }

@@ -16,7 +16,6 @@ struct Scalar {
   using U = Vec<unsigned, 4>;
   using Lane = float;
   static constexpr int W = 4, MR = 6, NV = 2, STEP = 1;
-  static constexpr bool FOLD_SCALE = true;
 
   static FA_INLINE F load(const float* p) { return load_any<F>(p); }
   static FA_INLINE I load(const int* p) { return load_any<I>(p); }
@@ -35,9 +34,8 @@ struct Scalar {
     return as_float(select(magnitude >= U(0x7c00u << 13), magnitude | U(0x7f800000u), scaled) | ((h & U(0x8000u)) << 16));
   }
   static FA_INLINE F widen(const Bool* p) {
-    F r;
-    UNROLL for (int i = 0; i < W; i++) r.x[i] = p[i].value != 0 ? 0.0f : minus_infinity();
-    return r;
+    const auto bias = [p](int i) { return p[i].value != 0 ? 0.0f : minus_infinity(); };
+    return F(F::Raw{bias(0), bias(1), bias(2), bias(3)});
   }
   static FA_INLINE void narrow(float* p, F v) { store_any(p, v); }
   static FA_INLINE void narrow(Bf16* p, F v) {
@@ -67,9 +65,7 @@ struct Scalar {
 
   static FA_INLINE void transpose(F (&r)[W]) {
     F t[W];
-    UNROLL for (int i = 0; i < W; i++) {
-      UNROLL for (int j = 0; j < W; j++) t[i].x[j] = r[j].x[i];
-    }
+    UNROLL for (int i = 0; i < W; i++) t[i] = F(F::Raw{r[0].x[i], r[1].x[i], r[2].x[i], r[3].x[i]});
     UNROLL for (int i = 0; i < W; i++) r[i] = t[i];
   }
   static FA_INLINE F lane_sums(const F (&r)[W]) {
@@ -83,9 +79,7 @@ struct Scalar {
  private:
   template <class T>
   static FA_INLINE U gather(const T* p) {
-    U r;
-    UNROLL for (int i = 0; i < W; i++) r.x[i] = p[i].bits;
-    return r;
+    return U(U::Raw{p[0].bits, p[1].bits, p[2].bits, p[3].bits});
   }
   template <class T>
   static FA_INLINE void scatter(T* p, U v) {

@@ -172,13 +172,13 @@ FA_FN Vec<int, W> abs(Vec<int, W> a) {
 }
 template <int W>
 FA_FN Vec<float, W> log2(Vec<float, W> a) {
-  Vec<float, W> r;
+  Vec<float, W> r(0.0f);
   for (int i = 0; i < W; i++) r.x[i] = __builtin_log2f(a.x[i]);
   return r;
 }
 template <int W>
 FA_FN Vec<unsigned, W> mulhi(Vec<unsigned, W> a, Vec<unsigned, W> b) {
-  Vec<unsigned, W> r;
+  Vec<unsigned, W> r(0u);
   UNROLL for (int i = 0; i < W; i++) r.x[i] = static_cast<unsigned>((static_cast<uint64_t>(a.x[i]) * b.x[i]) >> 32);
   return r;
 }

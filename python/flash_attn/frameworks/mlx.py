@@ -1,0 +1,313 @@
+"""MLX arrays: the core on their memory, behind custom functions that every transform of MLX understands.
+
+Two custom functions, forward and backward, take arrays and, last, a Call that says which is which. Where values can be had (eager, grad,
+vjp, checkpoint) the core runs on the arrays' buffers; in compiled and exported functions, and for derivatives that the core does not
+compute (jvp, second order), the plain formula runs on the arrays themselves; vmap folds its axis into the batch.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import mlx.core as mx
+
+from flash_attn import _core, engine, fold, formula
+from flash_attn.call import DTYPE_NAMES, DTYPES, Arrays, Options, Pass, Role
+from flash_attn.engine import BACKWARD_ROLES, GRADIENTS
+from flash_attn.frameworks.base import Framework
+from flash_attn.namespaces import Namespace
+
+_CODES = {getattr(mx, name): code for name, code in DTYPES.items() if hasattr(mx, name)}
+_DTYPES = {code: dtype for dtype, code in _CODES.items()}
+
+# Results up to this size are copies of a block of zeros: an operation of MLX costs a change of threads, more than a small attention.
+_SMALL = 1 << 16
+_zeros = memoryview(bytes(_SMALL))
+_FORMATS = {DTYPES["float32"]: "f", DTYPES["float16"]: "H", DTYPES["bfloat16"]: "H"}  # a memoryview knows no 16-bit float
+
+
+class _Namespace(Namespace):
+    def exp(self, x: Any) -> mx.array:
+        return mx.expm1(x) + 1 if x.dtype == mx.float64 else mx.exp(x)  # MLX's exp of a float64 is as exact as a float32
+
+    def constant(self, x: mx.array) -> mx.array:
+        return mx.stop_gradient(x)
+
+
+    def after(self, x: mx.array, *before: mx.array) -> mx.array:
+        # MLX evaluates a graph breadth first: without an order it holds the scores of all blocks. mx.depends has neither jvp nor vmap.
+        for one in before:
+            if 0 not in one.shape:
+                one = mx.stop_gradient(one[(slice(0, 1),) * one.ndim])
+                x = x + mx.logical_and(one == one, False).astype(x.dtype)
+        return x
+
+
+_NAMESPACE = _Namespace(mx)
+
+
+class MLX(Framework):
+    name = "MLX"
+
+    def namespace(self) -> Namespace:
+        return _NAMESPACE
+
+    def owns(self, array: Any) -> bool:
+        return isinstance(array, mx.array)
+
+    def dtype_code(self, dtype: Any) -> int | None:
+        return DTYPES.get(dtype) if isinstance(dtype, str) else _CODES.get(dtype) if isinstance(dtype, mx.Dtype) else None
+
+    def traced(self, arrays: Arrays) -> bool:
+        # the only way to ask; it is also the evaluation that the buffers need
+        try:
+            mx.eval([array for array in arrays.values() if isinstance(array, mx.array)])
+            return False
+        except ValueError as error:
+            if "function transformations" not in str(error):
+                raise
+            return True
+
+    def formula(self, which: int, arrays: Arrays, options: Options) -> Arrays:
+        # this is the body of a custom function, or has no gradients; jvp would look into it all the same
+        return formula.run(_NAMESPACE, which, {role: mx.stop_gradient(x) for role, x in arrays.items()}, options)
+
+    def view(self, array: mx.array, writable: bool = False) -> _core.View:
+        return _core.view_of_buffer(array, _CODES[array.dtype], writable)
+
+    def empty(self, shape: list[int], code: int, like: Any) -> mx.array:
+        return mx.zeros(shape, dtype=_DTYPES[code], stream=mx.cpu)
+
+    def contiguous(self, array: mx.array) -> mx.array:
+        array = mx.contiguous(array, stream=mx.cpu)
+        mx.eval(array)
+        return array
+
+    def seed(self, like: Any) -> mx.array:
+        # random bits come 16 at a time: larger ranges are drawn as float32, which has 24
+        halves = mx.random.randint(0, 65536, (2, 2), dtype=mx.uint32)
+        return mx.concatenate([halves[:, 0] | halves[:, 1] << 16, mx.zeros(2, dtype=mx.uint32)])
+
+    def attention(self, function: str, arrays: Arrays, options: Options) -> tuple[Any, Any, Any]:
+        if not _differentiable.get():
+            return engine.forward(self, function, arrays, options)
+        results = forward(*arrays.values(), Call(function, options, tuple(arrays)))
+        return results if len(results) == 3 else (*results, None)
+
+    def execute(self, prepared: _core.Prepared, arrays: Arrays, views: list) -> Arrays:
+        results, narrow, large = {}, [], []
+        for role, code, shape in prepared.outputs:
+            results[role] = arrays.get(role)
+            if results[role] is None:
+                results[role] = small = _small(shape, code)
+                if small is None:
+                    results[role] = self.empty(shape, code, None)
+                    large.append(results[role])
+                elif _FORMATS[code] == "H":
+                    narrow.append((role, code))
+        if large:
+            mx.eval(large)
+        codes = {role: code for role, code, _ in prepared.outputs}
+        outputs = [(role, _core.view_of_buffer(array, codes[role], True)) for role, array in results.items()]
+        _core.run(prepared, outputs, threading.get_ident() == threading.main_thread().ident)
+        del outputs  # the buffers, before MLX is asked for anything
+        for role, code in narrow:
+            results[role] = results[role].view(_DTYPES[code])
+        return results
+
+    def append(self, function: str, arrays: Arrays, options: Options) -> Any:
+        """By assignment to slices of the caller's own objects, which MLX does in place, and in compiled functions at all."""
+        turned: Arrays = {}
+        if Role.COS in arrays:
+            roles = (Role.Q, Role.NEW_K, Role.NEW_V, Role.COS, Role.SIN, Role.LENGTHS)
+            wanted = options._replace(wants=engine.wants(Role.ROTATED_Q, Role.ROTATED_K))
+            turned = engine.run(self, function, Pass.APPEND, {role: arrays[role] for role in roles if role in arrays}, wanted)
+        new_k = turned.get(Role.ROTATED_K, arrays[Role.NEW_K])
+        count = new_k.shape[1]
+        if count:
+            place = _place(arrays, options, count)
+            arrays[Role.K][place] = new_k
+            arrays[Role.V][place] = arrays[Role.NEW_V]
+        return turned.get(Role.ROTATED_Q, arrays.get(Role.Q))
+
+    def describe_dtype(self, array: Any) -> str:
+        return str(array.dtype).removeprefix("mlx.core.")
+
+
+FRAMEWORK = MLX()
+
+
+def _small(shape: list[int], code: int) -> mx.array | None:
+    """An array of zeros made without an operation; 16-bit floats as uint16. None if it is too large, or has no elements."""
+    if code not in _FORMATS:
+        return None
+    size = 2 if _FORMATS[code] == "H" else 4
+    for n in shape:
+        size *= n
+    return mx.array(_zeros[:size].cast(_FORMATS[code], shape)) if 0 < size <= _SMALL else None
+
+
+def _place(arrays: Arrays, options: Options, count: int) -> tuple:
+    """The index of the new keys in the caches."""
+    batch = arrays[Role.NEW_K].shape[0]
+    lengths, pages = arrays.get(Role.LENGTHS), arrays.get(Role.PAGES)
+    if pages is None and lengths is None and Role.CACHE_ROWS not in arrays:
+        return slice(None), slice(options.cache_length, options.cache_length + count)
+    position = mx.arange(count) + (options.cache_length if lengths is None else lengths[:, None])
+    position = mx.broadcast_to(position, (batch, count))
+    if pages is not None:
+        size = arrays[Role.K].shape[1]
+        return mx.take_along_axis(pages, position // size, axis=1), position % size
+    rows = arrays.get(Role.CACHE_ROWS, mx.arange(batch))
+    return rows[:, None], position
+
+
+# ---- custom functions ---------------------------------------------------------------------------------------------------
+
+
+class Call:
+    """What a custom function needs besides arrays: the last argument, because MLX counts axes and gradients wrongly behind others
+    that are no arrays. No tuple, or MLX would look for arrays inside."""
+
+    __slots__ = ("function", "options", "roles")
+
+    def __init__(self, function: str, options: Options, roles: tuple[int, ...]):
+        self.function = function
+        self.options = options
+        self.roles = roles
+
+    def arrays(self, values: Sequence[mx.array]) -> Arrays:
+        """The arguments before this one, by role."""
+        return dict(zip(self.roles, values[: len(self.roles)], strict=True))
+
+
+_differentiable: ContextVar[bool] = ContextVar("differentiable", default=True)
+
+
+@contextmanager
+def without_gradients() -> Iterator[None]:
+    """Calls inside run without custom functions, which mx.export_function cannot store."""
+    token = _differentiable.set(False)
+    try:
+        yield
+    finally:
+        _differentiable.reset(token)
+
+
+_FLOATS = (Role.Q, Role.K, Role.V, Role.BIAS, Role.SINK, *BACKWARD_ROLES)  # through which gradients flow; slopes are constants
+
+
+def _outputs(which: int, options: Options) -> tuple[int, ...]:
+    """The roles of what a pass writes, in order."""
+    some = (Role.OUT, Role.LSE, Role.PROBABILITIES) if which == Pass.FORWARD else tuple(GRADIENTS)
+    always = (Role.OUT, Role.LSE, Role.DQ, Role.DK, Role.DV)
+    return tuple(role for role in some if role in always or options.wants >> role & 1)
+
+
+def _run(which: int, primals: Sequence[Any]) -> tuple[mx.array, ...]:
+    """A pass of the core, or of the formula where nothing can be evaluated."""
+    call = primals[-1]
+    results = engine.run(FRAMEWORK, call.function, which, call.arrays(primals), call.options, frozenset())
+    return tuple(results[role] for role in _outputs(which, call.options))
+
+
+@mx.custom_function
+def forward(*primals: Any) -> tuple[mx.array, ...]:
+    """Arrays, Call -> (out, lse[, probabilities])."""
+    return _run(Pass.FORWARD, primals)
+
+
+@mx.custom_function
+def backward(*primals: Any) -> tuple[mx.array, ...]:
+    """Arrays of the forward, dout, out, lse, dlse, Call -> (dq, dk, dv[, dbias][, dsink])."""
+    return _run(Pass.BACKWARD, primals)
+
+
+@forward.vjp
+def _(primals: Sequence[Any], cotangents: Sequence[mx.array], outputs: Sequence[mx.array]) -> tuple:
+    call = primals[-1]
+    arrays = call.arrays(primals)
+    wanted = 0
+    if Role.BIAS in arrays and arrays[Role.BIAS].dtype != mx.bool_:
+        wanted |= 1 << Role.DBIAS
+    if Role.SINK in arrays:
+        wanted |= 1 << Role.DSINK
+    options = call.options._replace(wants=wanted, out_dtype=0)
+    dout = cotangents[0].astype(arrays[Role.Q].dtype)  # out may be wider than q
+    brought = {Role.DOUT: dout, Role.OUT: outputs[0], Role.LSE: outputs[1], Role.DLSE: cotangents[1]}
+    gradients = backward(*arrays.values(), *brought.values(), Call(call.function, options, (*arrays, *brought)))
+    return _cotangents(arrays, {GRADIENTS[role]: x for role, x in zip(_outputs(Pass.BACKWARD, options), gradients, strict=True)})
+
+
+@backward.vjp
+def _(primals: Sequence[Any], cotangents: Sequence[mx.array], outputs: Sequence[mx.array]) -> tuple:
+    call = primals[-1]
+    arrays = call.arrays(primals)
+    roles, function = _formula(Pass.BACKWARD, arrays, call.options)
+    _, gradients = mx.vjp(function, [arrays[role] for role in roles], list(cotangents))
+    return _cotangents(arrays, dict(zip(roles, gradients, strict=True)))
+
+
+def _cotangents(arrays: Arrays, gradients: Arrays) -> tuple:
+    """One for each argument: zeros for arrays that have none, also for integers, and None for the Call."""
+    return *(gradients[role] if role in gradients else mx.zeros_like(x) for role, x in arrays.items()), None
+
+
+def _formula(which: int, arrays: Arrays, options: Options) -> tuple[list[int], Callable[..., list[mx.array]]]:
+    """A pass of the plain formula as a function of the arrays through which gradients flow, and their roles."""
+    roles = [role for role in _FLOATS if role in arrays and arrays[role].dtype != mx.bool_]
+
+    def function(*values: mx.array) -> list[mx.array]:
+        some = {**arrays, **dict(zip(roles, values, strict=True))}
+        results = formula.run(_NAMESPACE, which, some, options)
+        return [results[role] for role in _outputs(which, options)]
+
+    return roles, function
+
+
+def _jvp(which: int, primals: Sequence[Any], tangents: Sequence[Any]) -> tuple[mx.array, ...]:
+    call = primals[-1]
+    arrays, given = call.arrays(primals), call.arrays(tangents)
+    roles, function = _formula(which, arrays, call.options)
+    inputs = [arrays[role] for role in roles]
+    directions = [mx.zeros_like(arrays[role]) if given[role] is None else given[role] for role in roles]
+    # x -> J^T x is linear, and its own transpose is J: two reverse passes, because not every operation has a forward rule
+    anywhere = [mx.zeros_like(x) for x in function(*inputs)]
+    _, results = mx.vjp(lambda *x: mx.vjp(function, inputs, list(x))[1], anywhere, directions)
+    return tuple(results)
+
+
+@forward.jvp
+def _(primals: Sequence[Any], tangents: Sequence[Any]) -> tuple[mx.array, ...]:
+    return _jvp(Pass.FORWARD, primals, tangents)
+
+
+@backward.jvp
+def _(primals: Sequence[Any], tangents: Sequence[Any]) -> tuple[mx.array, ...]:
+    return _jvp(Pass.BACKWARD, primals, tangents)
+
+
+def _vmap(which: int, function: Callable[..., Sequence[mx.array]], inputs: Sequence[Any], axes: Sequence[Any]) -> tuple[tuple, tuple]:
+    call = inputs[-1]
+
+    def operation(arrays: Arrays, options: Options) -> Arrays:
+        results = function(*arrays.values(), Call(call.function, options, tuple(arrays)))
+        return dict(zip(_outputs(which, options), results, strict=True))
+
+    results = fold.mapped(_NAMESPACE, call.arrays(inputs), call.arrays(axes), call.options, operation)
+    wanted = _outputs(which, call.options)
+    return tuple(results[role] for role in wanted), (0,) * len(wanted)
+
+
+@forward.vmap
+def _(inputs: Sequence[Any], axes: Sequence[Any]) -> tuple[tuple, tuple]:
+    return _vmap(Pass.FORWARD, forward, inputs, axes)
+
+
+@backward.vmap
+def _(inputs: Sequence[Any], axes: Sequence[Any]) -> tuple[tuple, tuple]:
+    return _vmap(Pass.BACKWARD, backward, inputs, axes)

@@ -1,0 +1,1 @@
+"""Layers that other projects import from here."""

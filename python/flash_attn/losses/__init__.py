@@ -1,0 +1,1 @@
+"""Losses that other projects import from here."""

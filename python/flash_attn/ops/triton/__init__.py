@@ -1,0 +1,1 @@
+"""The names of upstream's Triton kernels; computed here by PyTorch and by the core, on any device."""

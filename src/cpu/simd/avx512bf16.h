@@ -1,0 +1,38 @@
+// AVX-512-BF16: tiles are 32-bit lanes of two bf16 (STEP = 2), and one instruction adds two products a lane. Pairs of Q and K along the
+// head dimension are what lies in memory; pairs of V and P along the keys are made when V is packed and P is stored. Sums stay float32.
+// Twice the float32 rate on Zen 4 and 5; on Emerald Rapids half of it, so dispatch.cpp does not choose it there.
+#pragma once
+#include "cpu/simd/avx512.h"
+
+namespace fa::cpu {
+namespace {
+
+struct Avx512Bf16 : Avx512 {
+  using Lane = unsigned;
+  static constexpr int STEP = 2;
+
+  static FA_INLINE F load_lanes(const Lane* p) { return F(_mm512_castsi512_ps(_mm512_load_si512(p))); }
+  static FA_INLINE F bcast(const Lane* p) { return F(_mm512_castsi512_ps(_mm512_set1_epi32(static_cast<int>(*p)))); }
+  static FA_INLINE F dot(F a, F b, F c) { return F(_mm512_dpbf16_ps(c.x, (__m512bh)a.x, (__m512bh)b.x)); }
+
+  static FA_INLINE F lanes(const Bf16* p) { return F(_mm512_castsi512_ps(_mm512_loadu_si512(p))); }
+  static FA_INLINE void store_lanes(Lane* p, F v) { _mm512_store_si512(p, _mm512_castps_si512(v.x)); }
+  // Lane i becomes (x[i], y[i]).
+  static FA_INLINE void store_p(Lane* p, F x, F y) {
+    const __m512i both = (__m512i)_mm512_cvtne2ps_pbh(y.x, x.x);
+    const __m512i zip = _mm512_set_epi32(0x1f000f, 0x1e000e, 0x1d000d, 0x1c000c, 0x1b000b, 0x1a000a, 0x190009, 0x180008, 0x170007, 0x160006,
+                                         0x150005, 0x140004, 0x130003, 0x120002, 0x110001, 0x100000);
+    _mm512_store_si512(p, _mm512_permutexvar_epi16(zip, both));
+  }
+  static FA_INLINE void scale_p(Lane* p, F factor) {
+    const U pair = load(p);
+    store_p(p, as_float(pair << 16) * factor, as_float(pair & U(0xffff0000u)) * factor);
+  }
+  static FA_INLINE void keep_p(Lane* p, int half, Flags<W> keep) {
+    const U pair = load(p);
+    const U other = pair & U(half == 0 ? 0xffff0000u : 0x0000ffffu);
+    _mm512_store_si512(p, (__m512i)select(keep, pair, other).x);
+  }
+};
+}  // namespace
+}  // namespace fa::cpu
