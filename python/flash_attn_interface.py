@@ -61,7 +61,7 @@ def flash_attn_func(
     sm_margin=0,
     return_attn_probs=False,
 ):
-    """flash_attn.flash_attn_func in FlashAttention-3's order: out (b, sq, h, dv), or (out, softmax_lse (b, h, sq)) with return_attn_probs."""
+    """flash_attn.flash_attn_func in FlashAttention-3's order: out (b, sq, h, dv); with return_attn_probs also softmax_lse (b, h, sq)."""
     _refuse("flash_attn_func", q_descale=q_descale, k_descale=k_descale, v_descale=v_descale)
     q, k = _joined("flash_attn_func", q, k, v, qv)
     out, lse, _ = flash_attn.flash_attn_func(

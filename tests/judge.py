@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -37,7 +38,10 @@ def judge_forward(case: Case, result, seed: int = 0) -> None:
     if case.dropout:
         found = np.asarray(probabilities).astype(np.float64)
         dtype = next(name for name, dtype in DTYPES.items() if dtype == probabilities.dtype)
-        check(np.abs(found), np.abs(exact[2]), np.abs(plain[2]), dtype, "S_dmask")
+        # S_dmask is exp(score - lse) with the lse that was returned, whose error has been judged above
+        from_lse = np.abs(exact[2]) * np.exp(_by_sequence(case, _difference(exact[1], lse)))[..., None]
+        others = _others(expected_forward, case, seed, lambda result: np.abs(result[2]))
+        check(np.abs(found), np.abs(exact[2]), from_lse, dtype, "S_dmask", others)
         wrong = _exists(case, exact[2].shape) & (np.signbit(found) != np.signbit(exact[2]))
         assert not wrong.any(), f"dropout mask: {wrong.sum()} elements differ, first {np.argwhere(wrong)[0]}"
     else:
@@ -98,6 +102,20 @@ def _summed_rows(case: Case, name: str) -> int:
 def _exactly_zero(found, exact, what: str) -> None:
     rows = (exact == 0).all(axis=-1)
     assert not np.asarray(found)[rows].any(), f"{what}: expected exactly 0"
+
+
+def _difference(one, other):
+    finite = np.isfinite(one)
+    return np.where(finite, one, 0) - np.where(finite, other, 0)
+
+
+def _by_sequence(case: Case, rows):
+    """(h, total_q) of a varlen call as (b, h, max_seqlen_q); dense ones are (b, h, sq) already."""
+    if case.lengths is None:
+        return rows
+    starts, _, longest, _ = inputs(case).varlen
+    parts = [rows[:, first:end] for first, end in itertools.pairwise(starts)]
+    return np.stack([np.pad(part, ((0, 0), (0, longest - part.shape[1]))) for part in parts])
 
 
 def _exists(case: Case, shape) -> np.ndarray:

@@ -123,16 +123,18 @@ class Checks:
             Case(rows=100, keys=64, chunk=16),
             Case(dropout=0.3, offsets=(50, 3)),
         ]
-        more_tiles_than_fit = Case(batch=1, heads=1, rows=20, keys=4200, dim=512)
+        more_tiles_than_fit = Case(batch=1, heads=1, rows=140, keys=4200, dim=512)
+        more_keys_than_fit = Case(batch=8, rows=4, keys=4100, dim=8)
         rising = CacheCase(scale=8.0, capacity=300, cached=(299, 280))
         self.runs = [(f"forward {c}", judge_forward(judge, target, c)) for c in (*both, *cases.paged_varlen, more_tiles_than_fit)]
         self.runs += [(f"decode {c}", judge_decode(judge, target, c)) for c in (*cases.decode, rising)]
-        self.runs += [(f"backward {c}", judge_backward(judge, target, c)) for c in both]
+        self.runs += [(f"backward {c}", judge_backward(judge, target, c)) for c in (*both, more_keys_than_fit)]
         self.runs += [
-            ("NaN in keys that no row sees", judge_unseen(target, Case(rows=30, keys=130, window=(9, 0)), keys=91)),
-            ("NaN in rows that see no key", judge_unseen(target, Case(rows=130, keys=30, causal=True), rows=100)),
+            ("NaN in keys that no row sees", judge_unseen(target, Case(rows=30, keys=130, window=(9, 0)), keys=slice(91))),
+            ("NaN in rows that see no key", judge_unseen(target, Case(rows=130, keys=30, causal=True), rows=slice(100))),
+            ("NaN in a row that a mask hides", judge_unseen(target, Case(bias="bool:qk"), rows=slice(1, 2))),
         ]
-        for c in both:
+        for c in (*both, more_keys_than_fit):
             judge.expected_forward(c), judge.expected_backward(c)
         for c in (*cases.paged_varlen, more_tiles_than_fit):
             judge.expected_forward(c)
@@ -175,16 +177,16 @@ def judge_backward(judge, target, case):
     return run
 
 
-def judge_unseen(target, case, rows: int = 0, keys: int = 0):
-    """What the first rows and keys hold reaches no result of the others: no row sees those keys, those rows see none."""
+def judge_unseen(target, case, rows: slice = slice(0), keys: slice = slice(0)):
+    """What these rows and keys hold reaches no result: no row sees those keys, those rows see none."""
     import numpy as np
 
     import cases
 
     def results(value):
         arrays = cases.inputs(case)
-        for array, count in ((arrays.q, rows), (arrays.dout, rows), (arrays.k, keys), (arrays.v, keys)):
-            array[:, :count] = value
+        for array, some in ((arrays.q, rows), (arrays.dout, rows), (arrays.k, keys), (arrays.v, keys)):
+            array[:, some] = value
         gradients = target.backward(case, arrays, arrays.dout, arrays.dlse)
         return [*target.forward(case, arrays)[:2], *(gradients[name] for name in ("dq", "dk", "dv"))]
 

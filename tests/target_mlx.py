@@ -121,7 +121,9 @@ class TracedMLXTarget(MLXTarget):
 
 def _inputs(arrays, fields):
     """The inputs as MLX arrays, the names of those that a compiled function takes as arguments, and the options."""
-    made = dataclasses.replace(arrays, **{f.name: to_mlx(getattr(arrays, f.name)) for f in dataclasses.fields(arrays) if f.name != "options"})
+    made = dataclasses.replace(
+        arrays, **{f.name: to_mlx(getattr(arrays, f.name)) for f in dataclasses.fields(arrays) if f.name != "options"}
+    )
     made.varlen = tuple(to_mlx(x) for x in arrays.varlen)
     options = {name: to_mlx(value) for name, value in arrays.options.items()}
     names = [name for name in fields if getattr(made, name) is not None]

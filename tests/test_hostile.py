@@ -70,7 +70,7 @@ def hostile_calls(draw):
     return make, call
 
 
-@settings(max_examples=600)
+@settings(max_examples=400)
 @given(hostile_calls())
 def test_hostile_calls_end_in_a_result_or_an_error_in_form(made):
     make, call = made
@@ -85,7 +85,7 @@ def test_hostile_calls_end_in_a_result_or_an_error_in_form(made):
         assert any(x.size > 1 << 20 for x in call.values() if isinstance(x, np.ndarray))
 
 
-@settings(max_examples=150)
+@settings(max_examples=100)
 @given(st.data())
 def test_the_core_survives_any_view(data):
     """Past the framework: shapes and strides that no array library would make, without memory."""

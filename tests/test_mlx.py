@@ -73,7 +73,7 @@ def test_results_share_no_memory():
     before = mx.array(first)
     mx.eval(first, second, before)
     assert address(first) != address(second)
-    second[...] = 0
+    second[:] = 0
     third = flash_attn_func(3 * q, k, v)
     mx.eval(second, third)
     assert equal(first, before)
@@ -497,7 +497,9 @@ def test_mixed_frameworks_and_dtypes():
         flash_attn.mlx.scaled_dot_product_attention(q, k, v, scale=1.0, mask="left")
 
 
-@pytest.mark.parametrize("transform", [lambda f: mx.grad(f), lambda f: mx.vmap(f), lambda f: mx.checkpoint(f)], ids=["grad", "vmap", "checkpoint"])
+@pytest.mark.parametrize(
+    "transform", [lambda f: mx.grad(f), lambda f: mx.vmap(f), lambda f: mx.checkpoint(f)], ids=["grad", "vmap", "checkpoint"]
+)
 def test_errors_pass_through_transforms(transform):
     q, k, v = (x[None] for x in qkv())
     with pytest.raises(ValueError, match=r"^\[flash_attn_func\] window_size: expected"):

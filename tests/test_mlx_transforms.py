@@ -16,9 +16,9 @@ B, ROWS, KEYS, HEADS, KV_HEADS, DIM = 2, 13, 18, 4, 2, 8
 RNG = [0x1234567, 3]
 
 FEATURES = {
-    "causal": dict(causal=True),
-    "score": dict(window_size=(6, 2), softcap=1.5, alibi_slopes=(HEADS,)),
-    "arrays": dict(attn_bias=(1, HEADS, 1, KEYS), learnable_sink=(HEADS,), dropout_p=0.25),
+    "causal": {"causal": True},
+    "score": {"window_size": (6, 2), "softcap": 1.5, "alibi_slopes": (HEADS,)},
+    "arrays": {"attn_bias": (1, HEADS, 1, KEYS), "learnable_sink": (HEADS,), "dropout_p": 0.25},
 }
 
 
@@ -42,6 +42,7 @@ class Problem:
         self.options = options
         self.weights = normal(B, ROWS, HEADS, DIM), normal(B, HEADS, ROWS)
         self.tangents = [normal(*x.shape) for x in self.inputs]
+        mx.eval(self.inputs, self.weights, self.tangents)  # or compiled functions would draw what they capture
 
     def ours(self, q, k, v, *others):
         return flash_attn_func(q, k, v, return_attn_probs=True, **self.options, **dict(zip(self.names, others)))[:2]
@@ -334,7 +335,7 @@ def test_vmap_of_packed_sequences():
 
 def test_vmap_of_dropout_is_dropout_of_the_folded_batch():
     qs, ks, vs = (normal(N, B, ROWS, HEADS, DIM) for _ in range(3))
-    options = dict(dropout_p=0.4, rng_state=mx.array(RNG, dtype=mx.int64), attn_bias=normal(ROWS, ROWS))
+    options = {"dropout_p": 0.4, "rng_state": mx.array(RNG, dtype=mx.int64), "attn_bias": normal(ROWS, ROWS)}
 
     def attention(q, k, v):
         return flash_attn_func(q, k, v, **options)

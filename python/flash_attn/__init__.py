@@ -34,7 +34,18 @@ __all__ = [
 
 def __getattr__(name: str):
     # helpers of one ecosystem each, imported when first asked for
-    if name in ("numpy", "mlx", "flash_attn_mlx"):
+    if name in (
+        "numpy",
+        "mlx",
+        "flash_attn_mlx",
+        "transformers",
+        "flash_attn_interface",
+        "bert_padding",
+        "layers",
+        "losses",
+        "ops",
+        "cute",
+    ):
         import importlib
 
         return importlib.import_module(f"flash_attn.{name}")

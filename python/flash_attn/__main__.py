@@ -34,7 +34,8 @@ def main() -> int:
     from flash_attn import _core
 
     print(
-        f"flash_attn {flash_attn.__version__} (distribution {_version('flash-attn')}), {platform.platform()}, Python {platform.python_version()}"
+        f"flash_attn {flash_attn.__version__} (distribution {_version('flash-attn')}), {platform.platform()}, "
+        f"Python {platform.python_version()}"
     )
     warning = _other_distribution()
     if warning:

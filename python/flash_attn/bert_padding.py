@@ -14,7 +14,7 @@ __all__ = [
     "index_first_axis_residual",
     "index_put_first_axis",
     "pad_input",
-    "rearrange",
+    "rearrange",  # noqa: F822 (imported when first asked for)
     "unpad_input",
     "unpad_input_for_concatenated_sequences",
 ]

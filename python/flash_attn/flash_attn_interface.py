@@ -66,7 +66,9 @@ def _backward(function: str, arrays: Arrays, options: Options) -> Tensor:
     """Writes DQ, DK, DV of `arrays` in place, those that are there, and returns softmax_d = rowsum(dout * out)."""
     given = [role for role in (Role.DQ, Role.DK, Role.DV) if role in arrays]
     with torch.no_grad():
-        results = torch_ops.run(function, Pass.BACKWARD, torch_ops.materialised(arrays), options._replace(wants=wants(Role.DELTA)), wants(*given))
+        results = torch_ops.run(
+            function, Pass.BACKWARD, torch_ops.materialised(arrays), options._replace(wants=wants(Role.DELTA)), wants(*given)
+        )
     return results[Role.DELTA]
 
 
@@ -342,7 +344,9 @@ class FlashAttnFunc(torch.autograd.Function):
     """FlashAttnFunc.apply(...) is flash_attn_func in upstream's positional order, with its gradients of any order."""
 
     @staticmethod
-    def apply(q, k, v, dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes, deterministic, return_softmax, is_grad_enabled=True):
+    def apply(
+        q, k, v, dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes, deterministic, return_softmax, is_grad_enabled=True
+    ):
         mask = (dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes, deterministic)
         return _results(flash_attn_func, q, k, v, *mask, return_softmax=return_softmax, is_grad_enabled=is_grad_enabled)
 
@@ -351,7 +355,9 @@ class FlashAttnQKVPackedFunc(torch.autograd.Function):
     """flash_attn_qkvpacked_func, as FlashAttnFunc."""
 
     @staticmethod
-    def apply(qkv, dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes, deterministic, return_softmax, is_grad_enabled=True):
+    def apply(
+        qkv, dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes, deterministic, return_softmax, is_grad_enabled=True
+    ):
         mask = (dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes, deterministic)
         return _results(flash_attn_qkvpacked_func, qkv, *mask, return_softmax=return_softmax, is_grad_enabled=is_grad_enabled)
 
@@ -360,7 +366,9 @@ class FlashAttnKVPackedFunc(torch.autograd.Function):
     """flash_attn_kvpacked_func, as FlashAttnFunc."""
 
     @staticmethod
-    def apply(q, kv, dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes, deterministic, return_softmax, is_grad_enabled=True):
+    def apply(
+        q, kv, dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes, deterministic, return_softmax, is_grad_enabled=True
+    ):
         mask = (dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes, deterministic)
         return _results(flash_attn_kvpacked_func, q, kv, *mask, return_softmax=return_softmax, is_grad_enabled=is_grad_enabled)
 
@@ -370,8 +378,8 @@ class FlashAttnVarlenFunc(torch.autograd.Function):
 
     @staticmethod
     def apply(
-        q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes,
-        deterministic, return_softmax, block_table, is_grad_enabled=True,
+        q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, dropout_p, softmax_scale, causal, window_size, softcap,
+        alibi_slopes, deterministic, return_softmax, block_table, is_grad_enabled=True,
     ):  # fmt: skip
         lengths = (cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)
         mask = (dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes, deterministic)

@@ -11,11 +11,13 @@ from typing import Any
 from flash_attn import formula
 from flash_attn.call import Arrays, Options, Role
 
+Operation = Callable[[Arrays, Options], Arrays]
+
 _WHOLE = (Role.SEED, Role.SINK)  # no batch axis: folded only if not mapped
 _BATCHED = (Role.Q, Role.K, Role.V, Role.USED_ROWS, Role.USED_KEYS, Role.DOUT, Role.OUT, Role.LSE, Role.DLSE)
 
 
-def mapped(xp: Any, arrays: Arrays, axes: dict[int, int | None], options: Options, operation: Callable[[Arrays, Options], Arrays]) -> Arrays:
+def mapped(xp: Any, arrays: Arrays, axes: dict[int, int | None], options: Options, operation: Operation) -> Arrays:
     """operation(arrays, options), which returns arrays by role, for each entry along `axes`; results have that axis first."""
     arrays = {role: x if axes.get(role) is None else xp.moveaxis(x, axes[role], 0) for role, x in arrays.items()}
     sizes = {role: arrays[role].shape[0] for role in arrays if axes.get(role) is not None}
@@ -29,14 +31,11 @@ def mapped(xp: Any, arrays: Arrays, axes: dict[int, int | None], options: Option
 def _folds(arrays: Arrays, sizes: dict[int, int], options: Options) -> bool:
     if Role.CU_ROWS in arrays or any(role in sizes for role in _WHOLE):
         return False
-    # dropout depends on the batch index: a backward folds iff its forward, which saw the arrays before DOUT, did
-    forward = (role for role in sizes if role not in (Role.DOUT, Role.OUT, Role.LSE, Role.DLSE))
-    return not options.dropout or any(True for _ in forward)
+    # dropout depends on the batch index: a backward folds iff its forward did, for which these arrays were not there
+    return not options.dropout or any(role not in (Role.DOUT, Role.OUT, Role.LSE, Role.DLSE) for role in sizes)
 
 
-def _folded(
-    xp: Any, arrays: Arrays, sizes: dict[int, int], count: int, options: Options, operation: Callable[[Arrays, Options], Arrays]
-) -> Arrays:
+def _folded(xp: Any, arrays: Arrays, sizes: dict[int, int], count: int, options: Options, operation: Operation) -> Arrays:
     batch = arrays[Role.Q].shape[1 if Role.Q in sizes else 0]
     backward = Role.DOUT in arrays
 

@@ -19,9 +19,9 @@ from typing import Any, NamedTuple
 
 from flash_attn import philox
 from flash_attn.call import DTYPE_NAMES, Arrays, Options, Pass, Role
+from flash_attn.sequences import Call, gather, of_rows, packed_keys, packed_lse, packed_rows, padded_lse, padded_rows, real_of
 
 HIDING_BIAS = -1e20  # an additive bias below this hides its key
-NO_LIMIT = 1 << 29
 BLOCK_SCORES = 1 << 20  # scores of a block of rows, all heads and keys
 MIN_BLOCK_ROWS, MAX_BLOCKS = 32, 128  # else thousands of small operations: a block is then larger
 
@@ -33,7 +33,7 @@ def run(xp: Any, which: int, arrays: Arrays, options: Options) -> Arrays:
 
 def forward(xp: Any, arrays: Arrays, options: Options) -> Arrays:
     """OUT and LSE, and PROBABILITIES if they are wanted (the sign bit marks what was dropped)."""
-    call = _gather(xp, arrays, options)
+    call = gather(xp, arrays, options)
     wanted = bool(options.wants >> Role.PROBABILITIES & 1)
     outs, lses, probabilities, before = [], [], [], ()
     for at in _blocks(call, every_key=wanted):
@@ -48,11 +48,8 @@ def forward(xp: Any, arrays: Arrays, options: Options) -> Arrays:
             probabilities.append(weights if kept is None else xp.where(kept, weights, -weights))
     q, dtype = arrays[Role.Q], DTYPE_NAMES.get(options.out_dtype, arrays[Role.Q].dtype)
     out = _joined(xp, outs, (call.batch, call.heads, 0, call.value_dim), call.real)
-    lse = _of_rows(xp, call, _joined(xp, lses, (call.batch, call.heads, 0), call.real))
-    results = {
-        Role.OUT: xp.astype(_packed_rows(xp, call, xp.swapaxes(out, 1, 2), 0.0), dtype),
-        Role.LSE: _packed_lse(xp, call, lse),
-    }
+    lse = of_rows(xp, call, _joined(xp, lses, (call.batch, call.heads, 0), call.real))
+    results = {Role.OUT: xp.astype(packed_rows(xp, call, xp.swapaxes(out, 1, 2), 0.0), dtype), Role.LSE: packed_lse(xp, call, lse)}
     if wanted:
         whole = _joined(xp, probabilities, (call.batch, call.heads, 0, max(call.keys, 1)), call.real)
         results[Role.PROBABILITIES] = xp.astype(whole[..., : call.keys], q.dtype)
@@ -64,11 +61,11 @@ def backward(xp: Any, arrays: Arrays, options: Options) -> Arrays:
 
     OUT and LSE may be those of a softmax over more keys: then this is what these keys contribute.
     """
-    call = _gather(xp, arrays, options)
-    dout, out = (_padded_rows(xp, call, xp.astype(arrays[role], call.real)) for role in (Role.DOUT, Role.OUT))
+    call = gather(xp, arrays, options)
+    dout, out = (padded_rows(xp, call, xp.astype(arrays[role], call.real)) for role in (Role.DOUT, Role.OUT))
     dout, out = xp.swapaxes(dout, 1, 2), xp.swapaxes(out, 1, 2)
-    lse = _of_rows(xp, call, _padded_lse(xp, call, arrays[Role.LSE]))
-    dlse = _padded_lse(xp, call, arrays[Role.DLSE]) if Role.DLSE in arrays else None
+    lse = of_rows(xp, call, padded_lse(xp, call, arrays[Role.LSE]))
+    dlse = padded_lse(xp, call, arrays[Role.DLSE]) if Role.DLSE in arrays else None
     dk, dv = (xp.zeros((call.batch, call.kv_heads, max(call.keys, 1), x.shape[-1]), call.real) for x in (call.k, call.v))
     dqs, dbiases, dsink, before = [], [], 0.0, ()
     for at in _blocks(call):
@@ -103,9 +100,9 @@ def backward(xp: Any, arrays: Arrays, options: Options) -> Arrays:
             share = xp.exp(xp.where(exists, call.sink - reference, -math.inf))
             dsink = dsink - xp.sum(share * delta, axis=(0, 2, 3))
     dq = xp.swapaxes(_joined(xp, dqs, (call.batch, call.heads, 0, call.q.shape[-1]), call.real), 1, 2)
-    results = {Role.DQ: xp.astype(_packed_rows(xp, call, dq, 0.0), arrays[Role.Q].dtype)}
+    results = {Role.DQ: xp.astype(packed_rows(xp, call, dq, 0.0), arrays[Role.Q].dtype)}
     for role, source, x in ((Role.DK, Role.K, dk), (Role.DV, Role.V, dv)):
-        x = _packed_keys(xp, call, xp.swapaxes(x[:, :, : call.keys], 1, 2))
+        x = packed_keys(xp, call, xp.swapaxes(x[:, :, : call.keys], 1, 2))
         results[role] = xp.astype(x, arrays[source].dtype)
     if options.wants >> Role.DBIAS & 1:
         results[Role.DBIAS] = _joined_bias(xp, call, dbiases, arrays[Role.BIAS])
@@ -128,7 +125,7 @@ def merge_weights(xp: Any, lse: Any) -> tuple[Any, Any]:
 
 def sink_gradient(xp: Any, arrays: Arrays) -> Any:
     """What each sequence of a dense call contributes to DSINK, (b, h): sum over rows of exp(sink - lse) (dlse - D)."""
-    real = _real(xp, arrays[Role.Q])
+    real = real_of(xp, arrays[Role.Q])
     lse = arrays[Role.LSE]
     exists = lse > -math.inf
     dout, out = (xp.astype(arrays[role], real) for role in (Role.DOUT, Role.OUT))
@@ -155,7 +152,7 @@ def rotate(xp: Any, arrays: Arrays, options: Options) -> Arrays:
 
 def _turned(xp: Any, x: Any, arrays: Arrays, positions: Any, interleaved: bool) -> Any:
     """x (b, s, h, d), its first 2 * half elements turned by the angles of positions (b or 1, s)."""
-    real = _real(xp, x)
+    real = real_of(xp, x)
     half = arrays[Role.COS].shape[1]
     cos, sin = (
         xp.reshape(xp.take(xp.astype(arrays[role], real), xp.reshape(positions, (-1,)), axis=0), (*positions.shape, 1, half))
@@ -172,189 +169,6 @@ def _turned(xp: Any, x: Any, arrays: Arrays, positions: Any, interleaved: bool) 
     else:
         turned = xp.concatenate([one, other], axis=-1)
     return xp.concatenate([xp.astype(turned, x.dtype), rest], axis=-1)
-
-
-# ---- a call, with every sequence in a row of its own ------------------------------------------------------------------
-
-
-class _Call(NamedTuple):
-    """A call with sequences side by side: q (b, h, rows, d), k, v (b, hk, keys, d) in the dtype of the sums."""
-
-    q: Any
-    k: Any
-    v: Any
-    real: Any
-    batch: int
-    heads: int
-    kv_heads: int
-    rows: int  # of the longest sequence
-    keys: int
-    value_dim: int
-    row_counts: Any  # of each sequence, int32 (b, 1, 1, 1); None: all have `rows`
-    key_counts: Any
-    shift: Any  # the key on the diagonal of row 0: an int, or an array like row_counts
-    left: int
-    right: int
-    chunk: int
-    scale: float
-    softcap: float
-    slopes: Any  # (b or 1, h, 1, 1)
-    bias: Any  # four axes, each whole or 1
-    sink: Any  # (1, h, 1, 1)
-    seed: Any
-    options: Options
-    cu_rows: Any  # of packed rows and keys, else None
-    cu_keys: Any
-    total_rows: int
-    total_keys: int
-
-
-def _real(xp: Any, array: Any) -> Any:
-    return xp.float64 if array.dtype == xp.float64 else xp.float32
-
-
-def _gather(xp: Any, arrays: Arrays, options: Options) -> _Call:
-    q = arrays[Role.Q]
-    real = _real(xp, q)
-    cu_rows = arrays.get(Role.CU_ROWS)
-    batch = q.shape[0] if cu_rows is None else cu_rows.shape[0] - 1
-    rows = q.shape[1] if cu_rows is None else min(options.max_rows, q.shape[0])
-    row_counts = arrays.get(Role.USED_ROWS)
-    if row_counts is None and cu_rows is not None:
-        row_counts = cu_rows[1:] - cu_rows[:-1]
-    k, v, keys, key_counts = _gather_keys(xp, arrays, options, batch)
-    shift: Any = keys - rows
-    if options.has_offsets:
-        shift = options.q_offset - options.k_offset
-    elif row_counts is not None or key_counts is not None:
-        shift = (keys if key_counts is None else key_counts) - (rows if row_counts is None else row_counts)
-    slopes, bias, sink = (arrays.get(role) for role in (Role.SLOPES, Role.BIAS, Role.SINK))
-    call = _Call(
-        q=q, k=k, v=v, real=real, batch=batch, heads=q.shape[-2], kv_heads=k.shape[-2], rows=rows, keys=keys, value_dim=v.shape[-1],
-        row_counts=_each(row_counts), key_counts=_each(key_counts), shift=_each(shift),
-        left=NO_LIMIT if options.left < 0 else min(options.left, NO_LIMIT),
-        right=0 if options.causal else NO_LIMIT if options.right < 0 else min(options.right, NO_LIMIT),
-        chunk=options.chunk,
-        scale=q.shape[-1] ** -0.5 if options.scale is None else options.scale,
-        softcap=options.softcap,
-        slopes=None if slopes is None else xp.reshape(xp.astype(xp.constant(slopes), real), (-1, q.shape[-2], 1, 1)),
-        bias=_four_axes(xp, bias, real),
-        sink=None if sink is None else xp.reshape(xp.astype(sink, real), (1, -1, 1, 1)),
-        seed=arrays.get(Role.SEED) if options.dropout else None,
-        options=options, cu_rows=cu_rows, cu_keys=arrays.get(Role.CU_KEYS) if cu_rows is not None and Role.PAGES not in arrays else None,
-        total_rows=q.shape[0], total_keys=arrays[Role.K].shape[0],
-    )  # fmt: skip
-    side_by_side = xp.swapaxes(_padded_rows(xp, call, xp.astype(q, real)), 1, 2)
-    k, v = (xp.swapaxes(xp.astype(x, real), 1, 2) for x in (k, v))
-    if keys == 0:  # one key that nobody sees, so that every sum has a term
-        k, v = (xp.zeros((batch, call.kv_heads, 1, x.shape[-1]), real) for x in (k, v))
-    return call._replace(q=side_by_side, k=k, v=v)
-
-
-def _four_axes(xp: Any, bias: Any, real: Any) -> Any:
-    if bias is None:
-        return None
-    bias = bias if bias.dtype == xp.bool_ else xp.astype(bias, real)
-    return xp.reshape(bias, (1,) * (4 - len(bias.shape)) + tuple(bias.shape))
-
-
-def _each(counts: Any) -> Any:
-    """Numbers of each sequence, against (b, h, rows, keys)."""
-    return counts[:, None, None, None] if hasattr(counts, "shape") else counts
-
-
-def _gather_keys(xp: Any, arrays: Arrays, options: Options, batch: int) -> tuple[Any, Any, int, Any]:
-    """k and v as (b, keys, hk, d), how many keys the longest sequence has, and the number of each (None: all as many)."""
-    k, v = arrays[Role.K], arrays[Role.V]
-    cu_rows, cu_keys, pages, leftpad = (arrays.get(role) for role in (Role.CU_ROWS, Role.CU_KEYS, Role.PAGES, Role.LEFTPAD))
-    if pages is not None:
-        table = xp.reshape(xp.maximum(xp.minimum(pages, k.shape[0] - 1), 0), (-1,))  # unused entries may hold anything
-        k, v = (xp.reshape(xp.take(x, table, axis=0), (batch, -1, *x.shape[2:])) for x in (k, v))
-    elif Role.CACHE_ROWS in arrays:
-        k, v = (xp.take(x, arrays[Role.CACHE_ROWS], axis=0) for x in (k, v))
-    if cu_rows is not None:
-        keys = options.max_keys if pages is not None else min(options.max_keys, k.shape[0])
-        counts = arrays.get(Role.USED_KEYS)
-        counts = cu_keys[1:] - cu_keys[:-1] if counts is None else counts
-        first = None if pages is not None else cu_keys[:-1]
-    else:
-        keys, first = k.shape[1], None
-        counts = arrays.get(Role.USED_KEYS)
-        if counts is None:
-            counts = arrays.get(Role.LENGTHS, options.cache_length)
-            if counts is None and pages is not None:
-                counts = keys
-            if counts is not None and Role.NEW_K in arrays:
-                counts = counts + arrays[Role.NEW_K].shape[1]
-    if leftpad is not None:
-        counts = xp.maximum((keys if counts is None else counts) - leftpad, 0)
-        first = leftpad if first is None else first + leftpad
-    if isinstance(counts, int):
-        keys, counts = counts, None
-    if first is None:
-        k, v = k[:, :keys], v[:, :keys]
-    else:
-        k, v = (_padded(xp, x, first, keys) for x in (k, v))
-    return k, v, keys, counts
-
-
-# ---- packed sequences --------------------------------------------------------------------------------------------------
-
-
-def _padded(xp: Any, array: Any, first: Any, count: int) -> Any:
-    """`count` entries of each sequence from its `first` on: of packed (total, h, d), or along axis 1 of (b, s, h, d)."""
-    batch, packed = first.shape[0], len(array.shape) == 3
-    size = array.shape[0 if packed else 1]
-    index = xp.minimum(first[:, None] + xp.arange(0, count)[None], max(size - 1, 0))
-    if not packed:
-        index = index + (xp.arange(0, batch) * size)[:, None]
-        array = xp.reshape(array, (batch * size, *array.shape[2:]))
-    if 0 in (count, batch, size):
-        return xp.zeros((batch, count, *array.shape[1:]), array.dtype)
-    return xp.reshape(xp.take(array, xp.reshape(index, (-1,)), axis=0), (batch, count, *array.shape[1:]))
-
-
-def _packed(xp: Any, array: Any, cu: Any, total: int, absent: float) -> Any:
-    """Packed (total, ...) from sequences side by side (b, count, ...); `absent` for what belongs to no sequence."""
-    batch, count = array.shape[:2]
-    if 0 in (batch, count, total):
-        return xp.zeros((total, *array.shape[2:]), array.dtype) + absent
-    t = xp.arange(0, total)
-    sequence = xp.sum(xp.astype(cu[1:][None] <= t[:, None], xp.int32), axis=1)
-    own = xp.astype(xp.minimum(sequence, batch - 1), xp.int32)
-    index = own * count + xp.minimum(t - xp.take(cu, own, axis=0), count - 1)
-    flat = xp.take(xp.reshape(array, (batch * count, *array.shape[2:])), index, axis=0)
-    inside = xp.reshape(sequence < batch, (total,) + (1,) * (len(array.shape) - 2))
-    return xp.where(inside, flat, absent)
-
-
-def _padded_rows(xp: Any, call: _Call, array: Any) -> Any:
-    return array if call.cu_rows is None else _padded(xp, array, call.cu_rows[:-1], call.rows)
-
-
-def _packed_rows(xp: Any, call: _Call, array: Any, absent: float) -> Any:
-    return array if call.cu_rows is None else _packed(xp, array, call.cu_rows, call.total_rows, absent)
-
-
-def _packed_keys(xp: Any, call: _Call, array: Any) -> Any:
-    return array if call.cu_keys is None else _packed(xp, array, call.cu_keys, call.total_keys, 0.0)
-
-
-def _padded_lse(xp: Any, call: _Call, lse: Any) -> Any:
-    if call.cu_rows is None:
-        return lse
-    return xp.swapaxes(_padded_rows(xp, call, xp.swapaxes(lse, 0, 1)[..., None])[..., 0], 1, 2)
-
-
-def _of_rows(xp: Any, call: _Call, lse: Any) -> Any:
-    """lse (b, h, rows), -inf for rows that do not exist."""
-    if call.row_counts is None:
-        return lse
-    return xp.where(xp.arange(0, call.rows) < call.row_counts[..., 0], lse, -math.inf)
-
-
-def _packed_lse(xp: Any, call: _Call, lse: Any) -> Any:
-    return lse if call.cu_rows is None else xp.swapaxes(_packed_rows(xp, call, xp.swapaxes(lse, 1, 2), -math.inf), 0, 1)
 
 
 # ---- blocks of rows, and which keys they see ---------------------------------------------------------------------------
@@ -380,7 +194,7 @@ class _Integers:
         return one if condition else other
 
 
-def _visible_keys(xp: Any, call: _Call, row: Any, keys: Any) -> tuple[Any, Any]:
+def _visible_keys(xp: Any, call: Call, row: Any, keys: Any) -> tuple[Any, Any]:
     """[first, end) of the keys that `row` sees, of `keys` that there are: numbers with _Integers, or arrays."""
     diagonal = row + call.shift
     first, end = xp.maximum(diagonal - call.left, 0), xp.minimum(diagonal + (call.right + 1), keys)
@@ -391,7 +205,7 @@ def _visible_keys(xp: Any, call: _Call, row: Any, keys: Any) -> tuple[Any, Any]:
     return first, end
 
 
-def _blocks(call: _Call, every_key: bool = False) -> Iterator[_At]:
+def _blocks(call: Call, every_key: bool = False) -> Iterator[_At]:
     keys = max(call.keys, 1)
     step = max(BLOCK_SCORES // max(call.batch * call.heads * keys, 1), MIN_BLOCK_ROWS, -(-call.rows // MAX_BLOCKS))
     known = call.row_counts is None and call.key_counts is None and call.bias is None
@@ -419,7 +233,7 @@ class _Block(NamedTuple):
     sees: Any  # visible.any(keys): whether a row sees anything, (b or 1, h or 1, rows, 1)
 
 
-def _score(xp: Any, call: _Call, at: _At, before: tuple) -> _Block:
+def _score(xp: Any, call: Call, at: _At, before: tuple) -> _Block:
     q = xp.after(call.q[:, :, at.first_row : at.end_row], *before)
     k, v = (x[:, :, at.first_key : at.end_key] for x in (call.k, call.v))
     i = xp.arange(at.first_row, at.end_row)[:, None]
@@ -448,7 +262,7 @@ def _score(xp: Any, call: _Call, at: _At, before: tuple) -> _Block:
     return _Block(q, k, v, scores, slope, visible, sees)
 
 
-def _visible(xp: Any, call: _Call, i: Any, j: Any, bias: Any) -> Any:
+def _visible(xp: Any, call: Call, i: Any, j: Any, bias: Any) -> Any:
     """Which of rows i sees which of keys j: bool, four axes, (b or 1, h or 1, rows, keys)."""
     first, end = _visible_keys(xp, call, i, call.keys if call.key_counts is None else call.key_counts)
     visible = (j >= first) & (j < end)
@@ -461,7 +275,7 @@ def _visible(xp: Any, call: _Call, i: Any, j: Any, bias: Any) -> Any:
     return visible
 
 
-def _bias_part(call: _Call, at: _At) -> Any:
+def _bias_part(call: Call, at: _At) -> Any:
     if call.bias is None:
         return None
     rows = slice(at.first_row, at.end_row) if call.bias.shape[2] != 1 else slice(None)
@@ -469,16 +283,16 @@ def _bias_part(call: _Call, at: _At) -> Any:
     return call.bias[:, :, rows, keys]
 
 
-def _grouped(xp: Any, call: _Call, array: Any) -> Any:
+def _grouped(xp: Any, call: Call, array: Any) -> Any:
     """(b, h, rows, x) as (b, hk, rows of all heads of a group, x): they share keys, so one product serves them."""
     return xp.reshape(array, (call.batch, call.kv_heads, -1, array.shape[-1]))
 
 
-def _ungrouped(xp: Any, call: _Call, array: Any) -> Any:
+def _ungrouped(xp: Any, call: Call, array: Any) -> Any:
     return xp.reshape(array, (call.batch, call.heads, -1, array.shape[-1]))
 
 
-def _softmax(xp: Any, call: _Call, block: _Block) -> tuple[Any, Any]:
+def _softmax(xp: Any, call: Call, block: _Block) -> tuple[Any, Any]:
     """(P, lse); a row that sees nothing has P = 0 and lse = -inf, or its sink alone."""
     scores = block.scores if block.visible is None else xp.where(block.visible, block.scores, -math.inf)
     highest = xp.max(scores, axis=-1, keepdims=True)
@@ -497,7 +311,7 @@ def _softmax(xp: Any, call: _Call, block: _Block) -> tuple[Any, Any]:
 # ---- dropout, gradients of what was broadcast --------------------------------------------------------------------------
 
 
-def _dropout(xp: Any, call: _Call, at: _At) -> Any:
+def _dropout(xp: Any, call: Call, at: _At) -> Any:
     """Which elements of a block are kept, (b, h, rows, keys); None without dropout."""
     if call.seed is None:
         return None
@@ -507,7 +321,7 @@ def _dropout(xp: Any, call: _Call, at: _At) -> Any:
     return philox.bits(xp, call.seed, call.batch * call.heads, rows, keys, (call.batch, call.heads)) < threshold
 
 
-def _drop(xp: Any, call: _Call, array: Any, kept: Any) -> Any:
+def _drop(xp: Any, call: Call, array: Any, kept: Any) -> Any:
     return array if kept is None else xp.where(kept, array * (1.0 / (1.0 - call.options.dropout)), 0.0)
 
 
@@ -528,14 +342,14 @@ def _joined(xp: Any, parts: list, empty: tuple[int, ...], dtype: Any) -> Any:
     return xp.concatenate(parts, axis=2) if parts else xp.zeros(empty, dtype)
 
 
-def _bias_gradient(xp: Any, call: _Call, dscores: Any, keys: slice) -> Any:
+def _bias_gradient(xp: Any, call: Call, dscores: Any, keys: slice) -> Any:
     """dscores summed along the axes over which the bias was broadcast, the keys that this block skipped included."""
     axes = tuple(axis for axis in range(4) if call.bias.shape[axis] == 1)
     part = xp.sum(dscores, axis=axes, keepdims=True) if axes else dscores
     return part if 3 in axes else _placed(xp, part, keys, call.bias.shape[3], 3)
 
 
-def _joined_bias(xp: Any, call: _Call, parts: list, bias: Any) -> Any:
+def _joined_bias(xp: Any, call: Call, parts: list, bias: Any) -> Any:
     if not parts or 0 in bias.shape:
         return xp.zeros(bias.shape, bias.dtype)
     whole = sum(parts[1:], parts[0]) if call.bias.shape[2] == 1 else xp.concatenate(parts, axis=2)

@@ -104,9 +104,7 @@ def options_of(
         and attention_chunk == num_splits == 0
         and -1 <= max_rows < _FITS > max_keys >= -1
     ):
-        return Options(
-            dropout_p, softmax_scale, causal, left, right, softcap, deterministic, 0, False, 0, 0, max_rows, max_keys
-        )
+        return Options(dropout_p, softmax_scale, causal, left, right, softcap, deterministic, 0, False, 0, 0, max_rows, max_keys)
     return Options(
         dropout=number(function, "dropout_p", dropout_p),
         scale=None if softmax_scale is None else number(function, "softmax_scale", softmax_scale),

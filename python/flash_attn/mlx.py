@@ -1,7 +1,6 @@
 """For MLX users: our kernels under MLX's own name for attention, so that mlx.nn and mlx_lm models run on them, and calls for export.
 
-    flash_attn.mlx.install()              # from here on mx.fast.scaled_dot_product_attention is ours
-    with flash_attn.mlx.install(): ...    # only inside
+One line does it: ``flash_attn.mlx.install()`` for good, ``with flash_attn.mlx.install(): ...`` for a while.
 """
 
 from __future__ import annotations
@@ -20,7 +19,15 @@ _theirs = mx.fast.scaled_dot_product_attention
 
 
 def scaled_dot_product_attention(
-    q: mx.array, k: mx.array, v: mx.array, *, scale: float, mask: Any = None, sinks: mx.array | None = None, stream: Any = None, **ignored: Any
+    q: mx.array,
+    k: mx.array,
+    v: mx.array,
+    *,
+    scale: float,
+    mask: Any = None,
+    sinks: mx.array | None = None,
+    stream: Any = None,
+    **ignored: Any,
 ) -> mx.array:
     """mx.fast.scaled_dot_product_attention by our kernels: q (b, h, sq, d), k (b, hk, sk, d), v (b, hk, sk, dv) -> (b, h, sq, dv).
 
@@ -35,7 +42,7 @@ def scaled_dot_product_attention(
     if isinstance(mask, str) and mask != "causal":
         raise ValueError(f'[scaled_dot_product_attention] mask: expected "causal", an array or None, found {mask!r}.')
     if not q.dtype == k.dtype == v.dtype:
-        dtype = mx.result_type(q, k, v)
+        dtype = (mx.zeros((), q.dtype) + mx.zeros((), k.dtype) + mx.zeros((), v.dtype)).dtype  # never evaluated
         q, k, v = (x.astype(dtype) for x in (q, k, v))
     q, k, v = (x.transpose(0, 2, 1, 3) for x in (q, k, v))
     causal = isinstance(mask, str)

@@ -66,10 +66,9 @@ class _Addresses:
     def check(self, function: str, pass_: int, arrays: Arrays, options: Options, written: int) -> None:
         _core.prepare(function, pass_, self._views(function, arrays, written), options)
 
-    def run(
-        self, function: str, pass_: int, arrays: Arrays, options: Options, written: int, main_thread: bool
-    ) -> Arrays:
-        prepared = _core.prepare(function, pass_, self._views(function, arrays, written), options)
+    def run(self, function: str, pass_: int, arrays: Arrays, options: Options, written: int, main_thread: bool) -> Arrays:
+        views = self._views(function, arrays, written)  # they own the copies until the run is over
+        prepared = _core.prepare(function, pass_, views, options)
         like = next(iter(arrays.values()))
         results = {}
         for role, code, shape in prepared.outputs:
@@ -115,10 +114,7 @@ def is_eager(arrays: Arrays) -> bool:
         return False
     if not EXCHANGE.plain(arrays):
         return False
-    for x in arrays.values():
-        if x.is_meta or x.is_neg():
-            return False
-    return True
+    return all(not (x.is_meta or x.is_neg()) for x in arrays.values())
 
 
 def materialised(arrays: Arrays) -> Arrays:
@@ -159,6 +155,10 @@ def _is_known(number: Any) -> bool:
 
 def check_fake(function: str, which: int, arrays: Arrays, options: Options) -> None:
     """Every check that needs no values, at trace time. Sizes that depend on data are left to the run."""
+    for role, x in arrays.items():
+        if x.device != arrays[Role.Q].device:
+            name = _core.argument_name(function, role)
+            raise ValueError(f"[{function}] {name}: expected an array on the device of q, {arrays[Role.Q].device}, found {x.device}.")
     numbers = [n for x in arrays.values() for n in (*x.shape, *x.stride())]
     if all(_is_known(n) for n in (*numbers, *options)):
         known = Options(*(_hint(o) if isinstance(o, torch.SymInt) else o for o in options))
@@ -166,7 +166,8 @@ def check_fake(function: str, which: int, arrays: Arrays, options: Options) -> N
         for role, x in arrays.items():
             if x.dtype not in CODES:
                 raise TypeError(
-                    f"[{function}] {_core.argument_name(function, role)}: expected one of {', '.join(DTYPE_NAMES.values())}, found {x.dtype}."
+                    f"[{function}] {_core.argument_name(function, role)}: expected one of "
+                    f"{', '.join(DTYPE_NAMES.values())}, found {x.dtype}."
                 )
             if not _contiguous(x, role in STRIDED):
                 x = torch.empty(x.shape, dtype=x.dtype, device="meta")

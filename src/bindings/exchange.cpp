@@ -65,7 +65,8 @@ std::string text_of(nb::handle object) { return nb::cast<std::string>(nb::str(ob
 
 class Exchange {
  public:
-  // exact: the types whose objects are arrays with memory and nothing else; the first is the base of all. dtypes: the framework's, by DType.
+  // exact: the types whose objects are arrays with memory and nothing else; the first is the base of all. dtypes: the framework's, by
+  // DType.
   Exchange(const nb::tuple& exact, const nb::object& empty_like, const nb::tuple& dtypes, const std::string& framework)
       : exact_(exact), empty_like_(empty_like), dtypes_(dtypes), name_(framework) {
     const nb::object capsule = nb::getattr(exact[0], "__dlpack_c_exchange_api__");
@@ -76,7 +77,8 @@ class Exchange {
   }
 
   // Runs a pass on {role: array}; returns {role: array} of what it wrote. `written`: bits of roles that are to be written in place.
-  nb::dict run(const std::string& function, int pass, const nb::dict& arrays, const nb::tuple& options, uint64_t written, bool main_thread) {
+  nb::dict run(const std::string& function, int pass, const nb::dict& arrays, const nb::tuple& options, uint64_t written,
+               bool main_thread) {
     Taken taken = take(function, pass, arrays, options, written);
     const Plan plan = prepare(taken.call, device_of(taken.call[first_role(taken.call)].place));
     nb::dict results;
@@ -147,13 +149,15 @@ class Exchange {
     if (table_->view(object, &d) != 0) {
       const nb::python_error error;
       const std::string why = text_of(error.value());
-      refuse(Error::Kind::type, call, role, text("expected a strided array with memory, found another (", why.substr(0, why.find('\n')), ")"));
+      refuse(Error::Kind::type, call, role,
+             text("expected a strided array with memory, found another (", why.substr(0, why.find('\n')), ")"));
     }
     Tensor t;
     t.dtype = dtype_of(d);
     if (t.dtype == DType::none)
-      refuse(Error::Kind::type, call, role, text("expected one of float16, bfloat16, float32, float64, int32, int64, uint32, bool, found ",
-                                                 text_of(nb::handle(object).attr("dtype"))));
+      refuse(Error::Kind::type, call, role,
+             text("expected one of float16, bfloat16, float32, float64, int32, int64, uint32, bool, found ",
+                  text_of(nb::handle(object).attr("dtype"))));
     if (d.ndim > 5) refuse(Error::Kind::value, call, role, text("expected at most 5 axes, found ", d.ndim));
     t.data = static_cast<char*>(d.data) + d.byte_offset;
     t.place = Place{device_kind(d), d.device_id < 0 ? 0 : d.device_id};
@@ -173,7 +177,8 @@ class Exchange {
       if (!made && alike(taken.call[r], o)) made = PyObject_CallOneArg(empty_like_.ptr(), taken.objects[static_cast<int>(r)]);
     if (!made && !PyErr_Occurred()) {
       const nb::object shape = nb::steal(PyTuple_New(static_cast<Py_ssize_t>(o.shape.size())));
-      for (size_t i = 0; i < o.shape.size(); i++) PyTuple_SET_ITEM(shape.ptr(), static_cast<Py_ssize_t>(i), PyLong_FromLongLong(o.shape[i]));
+      for (size_t i = 0; i < o.shape.size(); i++)
+        PyTuple_SET_ITEM(shape.ptr(), static_cast<Py_ssize_t>(i), PyLong_FromLongLong(o.shape[i]));
       PyObject* arguments[] = {taken.objects[static_cast<int>(first_role(taken.call))], shape.ptr(),
                                PyTuple_GET_ITEM(dtypes_.ptr(), static_cast<Py_ssize_t>(o.dtype))};
       made = PyObject_VectorcallMethod(new_empty_.ptr(), arguments, 2, keywords_.ptr());

@@ -30,7 +30,7 @@ constexpr int BACKWARD_CHUNK_MIN = 512;
 // Gradient of attn_bias: keys of a task. Its K, V and the tile of sums stay in the L2 cache.
 constexpr int BIAS_KEYS = 384;
 
-// Decode: keys of a tile at most, and rows whose products are made together. 32 keys: equal with 16 bits, 13 - 15 % slower with float32
+// Decode: keys of a tile, and rows whose products are made together. 32 keys: equal with 16 bits, 13 - 15 % slower with float32
 // (tiles of all heads leave the L2 cache); more than 6 rows do not fit the registers.
 constexpr int DECODE_KEYS = 16;
 constexpr int DECODE_BLOCK = 6;

@@ -33,17 +33,26 @@ FA_FN Softmax<V> add_sink(Softmax<V> s, V sink) {
 }
 template <class V>
 FA_FN V inverse_sum(Softmax<V> s) {
-  return select(s.sum > V(0.0), V(1.0) / s.sum, V(0.0));
+  return select(s.sum == V(0.0), V(0.0), V(1.0) / s.sum);  // NaN stays NaN
 }
 // natural logarithm of the sum of exponentials; -inf for a row that sees nothing
 template <class V>
 FA_FN V log_sum_exp(Softmax<V> s) {
-  return select(s.sum > V(0.0), (s.max + log2(s.sum)) * V(0.69314718055994531), V(minus_infinity()));
+  const V sum = log2(s.sum) * V(0.69314718055994531);
+  return select(s.sum == V(0.0), V(minus_infinity()), fma(s.max, V(0.69314718055994531), sum));
 }
 // what the backward pass subtracts from a score in log2 units: the lse, or a huge number for a row that sees nothing, so that P = 0
 template <class V>
 FA_FN V lse_reference(V lse) {
-  return select(lse > V(-1e30), lse * V(1.4426950408889634), V(1e30));
+  return select(lse <= V(-1e30), V(1e30), lse * V(1.4426950408889634));
+}
+// what lse_reference() loses in float32, for kernels that compute in it: up to half a unit of a number that may be large, and P would
+// be off by as much. Subtracted after the reference, when the difference is small.
+template <class V>
+FA_FN V lse_remainder(V lse) {
+  const V product = lse * V(1.4426950408889634);
+  const V lost = fma(lse, V(1.4426950408889634), V(0.0) - product);
+  return select(lse <= V(-1e30), V(0.0), fma(lse, V(1.9259629911266175e-8), lost));
 }
 // dS of one element in natural units: P (kept (dO.V) - delta), delta = rowsum(dO * O) - dlse
 template <class V>

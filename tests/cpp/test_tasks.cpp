@@ -1,8 +1,8 @@
 // The tasks of a launch: each row, key or head of each sequence exactly once, whatever the lengths.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <map>
-#include <numeric>
 #include <tuple>
 #include <vector>
 
@@ -192,6 +192,49 @@ TEST(Tasks, ShortSequencesShareGroups) {
   EXPECT_EQ(list.tasks.size(), 2000u);
   EXPECT_LT(list.groups.size(), 20u);
   expect_groups_cover(list);
+}
+
+// A dense backward call with a bias of the given shape: tasks by its own batch, heads, and rows or keys.
+TEST(Tasks, EntriesOfABias) {
+  struct Case {
+    int64_t batch, heads, rows, keys;
+  };
+  for (const Case& c : {Case{3, 4, 50, 70}, Case{1, 4, 50, 70}, Case{3, 1, 1, 70}, Case{1, 1, 50, 1}, Case{1, 1, 1, 1}}) {
+    Call call("test", Pass::backward);
+    call[Role::q] = call[Role::out] = call[Role::dout] = tensor(nullptr, DType::f32, {3, 50, 4, 32});
+    call[Role::k] = call[Role::v] = tensor(nullptr, DType::f32, {3, 70, 2, 32});
+    call[Role::lse] = tensor(nullptr, DType::f32, {3, 4, 50});
+    call[Role::bias] = tensor(nullptr, DType::f32, {c.batch, c.heads, c.rows, c.keys});
+    call.options.wants = bit(Role::dbias);
+    const Problem problem = describe(call);
+    const auto sequences = cpu::read_sequences(problem, Buffers{call.arrays, {}});
+    const auto list = [&](Cut cut) { return cpu::tasks(cut, problem, problem.params, sequences, 16, cpu::Price{1, 1}); };
+    const std::vector<int> rows(static_cast<size_t>(c.batch), static_cast<int>(c.rows));
+    expect_once(list(Cut::bias_rows), static_cast<int>(c.heads), rows);
+    // one entry for all keys: they must be summed in one task
+    expect_once(list(Cut::bias_keys), static_cast<int>(c.heads), std::vector<int>(static_cast<size_t>(c.batch), 70));
+    if (c.keys == 1) {
+      EXPECT_EQ(list(Cut::bias_keys).tasks.size(), static_cast<size_t>(c.batch * c.heads));
+    }
+  }
+}
+
+TEST(Tasks, NewKeysAndTurnedQueries) {
+  Call call("test", Pass::append);
+  call[Role::q] = call[Role::rotated_q] = tensor(nullptr, DType::f32, {2, 3, 4, 32});
+  call[Role::k] = call[Role::v] = tensor(nullptr, DType::f32, {2, 100, 2, 32});
+  call[Role::new_k] = call[Role::new_v] = tensor(nullptr, DType::f32, {2, 5, 2, 32});
+  call[Role::cos] = call[Role::sin] = tensor(nullptr, DType::f32, {200, 8});
+  const std::vector<int32_t> lengths = {7, 9};
+  call[Role::lengths] = tensor(lengths.data(), DType::i32, {2});
+  const Problem problem = describe(call);
+  const auto sequences = cpu::read_sequences(problem, Buffers{call.arrays, {}});
+  const auto found = covered(cpu::tasks(Cut::append, problem, problem.params, sequences, 2, cpu::Price{1, 1}));
+  EXPECT_EQ(found.size(), 4u);
+  for (int b = 0; b < 2; b++) {
+    EXPECT_EQ(found.at({b, 0, 0}), std::vector<int>(5, 1));
+    EXPECT_EQ(found.at({b, 0, 1}), std::vector<int>(3, 1));
+  }
 }
 
 TEST(Tasks, NothingToDo) {

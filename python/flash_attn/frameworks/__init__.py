@@ -7,7 +7,8 @@ from typing import Any
 from flash_attn.frameworks.base import Framework
 
 
-# Import statements, not importlib: torch.compile, which may see the very first call, can follow only those.
+# Import statements, not importlib, and no cache that grows: torch.compile, which may see the very first call, follows only the former,
+# and would compile again for each change of the latter.
 def _numpy() -> Framework:
     from flash_attn.frameworks.numpy import FRAMEWORK
 
@@ -27,18 +28,20 @@ def _mlx() -> Framework:
 
 
 # (module, name) of an array's type or of one of its bases -> what imports our file
-_FILES = {("numpy", "ndarray"): _numpy, ("torch", "Tensor"): _torch, ("mlx.core", "array"): _mlx}
+_FILES = {
+    ("numpy", "ndarray"): _numpy,
+    ("torch", "Tensor"): _torch,
+    ("torch.nn.parameter", "Parameter"): _torch,
+    ("mlx.core", "array"): _mlx,
+}
 _LATER = {("jaxlib", "ArrayImpl"): "JAX", ("jax", "Tracer"): "JAX"}
-_by_type: dict[type, Framework] = {}
 
 
 def of(array: Any, function: str, argument: str) -> Framework:
     """The framework of an array; TypeError if it is not an array of one we know."""
     kind = type(array)
-    framework = _by_type.get(kind)
-    if framework is None:
-        framework = _by_type[kind] = _find(kind, function, argument)
-    return framework
+    load = _FILES.get((kind.__module__, kind.__name__))
+    return _find(kind, function, argument) if load is None else load()
 
 
 def _find(kind: type, function: str, argument: str) -> Framework:

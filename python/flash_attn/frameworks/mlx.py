@@ -16,7 +16,7 @@ from typing import Any
 import mlx.core as mx
 
 from flash_attn import _core, engine, fold, formula
-from flash_attn.call import DTYPE_NAMES, DTYPES, Arrays, Options, Pass, Role
+from flash_attn.call import DTYPES, Arrays, Options, Pass, Role
 from flash_attn.engine import BACKWARD_ROLES, GRADIENTS
 from flash_attn.frameworks.base import Framework
 from flash_attn.namespaces import Namespace
@@ -36,7 +36,6 @@ class _Namespace(Namespace):
 
     def constant(self, x: mx.array) -> mx.array:
         return mx.stop_gradient(x)
-
 
     def after(self, x: mx.array, *before: mx.array) -> mx.array:
         # MLX evaluates a graph breadth first: without an order it holds the scores of all blocks. mx.depends has neither jvp nor vmap.

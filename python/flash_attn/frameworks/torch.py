@@ -291,7 +291,9 @@ class _WithoutGradients(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *_: Any) -> Callable[..., Any]:
-        raise NotImplementedError(f"[{ctx.function}] has no backward: expected a call under torch.no_grad(), or gradients that nobody asks for.")
+        raise NotImplementedError(
+            f"[{ctx.function}] has no backward: expected a call under torch.no_grad(), or gradients that nobody asks for."
+        )
 
 
 FRAMEWORK = Torch()

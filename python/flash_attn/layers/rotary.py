@@ -132,14 +132,7 @@ class ApplyRotaryEmbQKV_(torch.autograd.Function):
 
 
 def apply_rotary_emb_qkv_(
-    qkv,
-    cos,
-    sin,
-    cos_k=None,
-    sin_k=None,
-    interleaved=False,
-    seqlen_offsets: int | torch.Tensor = 0,
-    num_heads_q: int | None = None,
+    qkv, cos, sin, cos_k=None, sin_k=None, interleaved=False, seqlen_offsets: int | torch.Tensor = 0, num_heads_q: int | None = None
 ):
     """Turns q and k of qkv (batch, seqlen, 3, heads, head_dim) in place, and returns qkv.
 

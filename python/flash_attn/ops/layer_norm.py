@@ -62,7 +62,21 @@ def dropout_add_layer_norm_parallel_residual(
 ):
     """Two normalisations of h = dropout(x0) + dropout(x1) + residual: (out0, out1), then h, then both masks."""
     results = normalise(
-        x0, residual, weight0, bias0, dropout_p, epsilon, None, None, prenorm, residual_in_fp32, return_dropout_mask, False, x1, weight1, bias1
+        x0,
+        residual,
+        weight0,
+        bias0,
+        dropout_p,
+        epsilon,
+        None,
+        None,
+        prenorm,
+        residual_in_fp32,
+        return_dropout_mask,
+        False,
+        x1,
+        weight1,
+        bias1,
     )
     return results if isinstance(results, tuple) else (results, None)
 

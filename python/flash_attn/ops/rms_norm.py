@@ -37,7 +37,21 @@ def dropout_add_rms_norm_parallel_residual(
 ):
     """dropout_add_layer_norm_parallel_residual without subtracting the mean."""
     results = normalise(
-        x0, residual, weight0, bias0, dropout_p, epsilon, None, None, prenorm, residual_in_fp32, return_dropout_mask, True, x1, weight1, bias1
+        x0,
+        residual,
+        weight0,
+        bias0,
+        dropout_p,
+        epsilon,
+        None,
+        None,
+        prenorm,
+        residual_in_fp32,
+        return_dropout_mask,
+        True,
+        x1,
+        weight1,
+        bias1,
     )
     return results if isinstance(results, tuple) else (results, None)
 

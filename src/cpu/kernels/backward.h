@@ -53,14 +53,18 @@ FA_FN void key_gradient(float* c, long pitch, const float* a, const float* b, in
   using V = typename S::F;
   constexpr int MR = S::MR, W = S::W, LANES = Panel<S>::LANES;
   V x[MR][N];
-  UNROLL for (int i = 0; i < MR; i++) {
-    UNROLL for (int j = 0; j < N; j++) x[i][j] = S::load(c + i * pitch + j * W);
+  UNROLL
+  for (int i = 0; i < MR; i++) {
+    UNROLL
+    for (int j = 0; j < N; j++) x[i][j] = S::load(c + i * pitch + j * W);
   }
   for (int p = first; p < end; p++) {
     accumulate<S, MR, N>(x, a + p * BACKWARD_KEYS * LANES, LANES, 1, b + p * LANES * LANES, LANES, LANES);
   }
-  UNROLL for (int i = 0; i < MR; i++) {
-    UNROLL for (int j = 0; j < N; j++) S::store(c + i * pitch + j * W, x[i][j]);
+  UNROLL
+  for (int i = 0; i < MR; i++) {
+    UNROLL
+    for (int j = 0; j < N; j++) S::store(c + i * pitch + j * W, x[i][j]);
   }
 }
 // All head elements of a tile's keys: dV from P and dO, dK from dS and Q. sees[i]: the panels that see the i-th MR keys.
@@ -114,7 +118,8 @@ static void store_row_gradients(const RowGradient& g, int row, int n, const floa
     for (int a = 0; a < W; a++) to[a] = row_gradient_at<D>(g, row + min(l + a, n - 1));
     for (int t = 0; t < p.dim; t += W) {
       V x[W];
-      UNROLL for (int a = 0; a < W; a++) {
+      UNROLL
+      for (int a = 0; a < W; a++) {
         x[a] = V(p.score.scale) * S::load(dq + (static_cast<long>(l / LANES) * dim + t + a) * LANES + l % LANES);
       }
       S::transpose(x);

@@ -72,7 +72,8 @@ static void store_sums(const Params& p, int n, int keys, B* to, const BiasScratc
     const float* sums = w.sums + i * w.sums_pitch;
     if (p.dbias.row == 0) {
       V x[W];
-      UNROLL for (int a = 0; a < W; a++) {
+      UNROLL
+      for (int a = 0; a < W; a++) {
         x[a] = S::load(sums + a * w.sums_pitch);
         for (int l = W; l < LANES; l += W) x[a] = x[a] + S::load(sums + a * w.sums_pitch + l);
       }
@@ -81,7 +82,8 @@ static void store_sums(const Params& p, int n, int keys, B* to, const BiasScratc
     }
     for (int l = 0; l < n; l += W) {
       V x[W];
-      UNROLL for (int a = 0; a < W; a++) x[a] = S::load(sums + a * w.sums_pitch + l);
+      UNROLL
+      for (int a = 0; a < W; a++) x[a] = S::load(sums + a * w.sums_pitch + l);
       S::transpose(x);
       for (int a = 0; a < W && l + a < n; a++) narrow_lanes<S>(to + (l + a) * p.dbias.row, i, entries, x[a]);
     }

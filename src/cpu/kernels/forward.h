@@ -96,10 +96,12 @@ FA_FN void score_block(ForwardPanel<S>& panel, const ForwardTile<S>& t, int i0) 
     for (int j = 0; j < NV; j++) {
       const Flags<W> fresh = S::load(panel.sum + j * W) == V(0.0f), seen = top[j] > V(no_maximum());
       const V move = select(fresh, select(seen, top[j], V(0.0f)), max(V(0.0f), top[j]));
-      S::store(panel.minus_reference + j * W, S::load(panel.minus_reference + j * W) - move);
+      const V before = S::load(panel.minus_reference + j * W), after = before - move;
+      const V moved_by = before - after;  // as it was rounded
+      S::store(panel.minus_reference + j * W, after);
       UNROLL
-      for (int i = 0; i < MR; i++) c[i][j] = c[i][j] - move;
-      by[j] = select(fresh, V(0.0f), move);
+      for (int i = 0; i < MR; i++) c[i][j] = c[i][j] - moved_by;
+      by[j] = select(fresh, V(0.0f), moved_by);
       moved = moved | (by[j] > V(0.0f));
       still = still | and_not(fresh, seen);
     }

@@ -10,7 +10,8 @@ namespace {
 
 template <class S>
 struct GradientPanel : Panel<S> {
-  alignas(64) float minus_lse[Panel<S>::LANES];  // log2 units; a huge negative number where P shall be 0
+  alignas(64) float minus_lse[Panel<S>::LANES];        // log2 units; a huge negative number where P shall be 0
+  alignas(64) float minus_remainder[Panel<S>::LANES];  // of minus_lse, after rounding
   alignas(64) float minus_delta[Panel<S>::LANES];
 };
 
@@ -46,14 +47,15 @@ FA_FN void probabilities(const GradientPanel<S>& panel, const GradientTile<S>& t
   const V unit(score_unit<F>(t.score));
   UNROLL
   for (int j = 0; j < NV; j++) {
-    const V lse = S::load(panel.minus_lse + j * W), slope = S::load(panel.slope + j * W);
+    const V lse = S::load(panel.minus_lse + j * W), remainder = S::load(panel.minus_remainder + j * W);
+    const V slope = S::load(panel.slope + j * W);
     const typename S::I diagonal = S::load(panel.diagonal + j * W);
     UNROLL
     for (int i = 0; i < MR; i++) {
       const V distance = (F & ALIBI) != 0 ? to_float(abs(diagonal - typename S::I(t.key + i0 + i))) : V(0.0f);
       const V bias = (F & BIAS) != 0 ? S::load(t.bias + (i0 + i) * LANES + j * W) : V(0.0f);
       if constexpr ((F & SOFTCAP) != 0) S::store(t.ds + (i0 + i) * LANES + j * W, score_slope<F>(c[i][j], t.score));
-      c[i][j] = fma(score<F>(c[i][j], t.score, slope, distance, bias), unit, lse);
+      c[i][j] = fma(score<F>(c[i][j], t.score, slope, distance, bias), unit, lse) + remainder;
     }
   }
   if (i0 < t.clear_from || i0 + MR > t.clear_to) hide<S, MR>(c, panel, t.key + i0);
@@ -176,8 +178,7 @@ static RowBlock<S> take_row_block(const Job& job, Scratch& memory, bool with_row
 
 // W rows of Q or dO, from lane `lane` of the block on: transposed, and as they are by columns.
 template <class S, class T>
-static void load_lanes_of(const T* const (&row)[S::W], int n, int dim, float* transposed, float* columns, int block_rows,
-                          int lane) {
+static void load_lanes_of(const T* const (&row)[S::W], int n, int dim, float* transposed, float* columns, int block_rows, int lane) {
   using V = typename S::F;
   constexpr int LANES = Panel<S>::LANES, W = S::W;
   for (int t = 0; t < dim; t += W) {
@@ -210,10 +211,12 @@ static void load_rows(const Job& job, const Sequence& s, int head0, int group, i
       for (int a = 0; a < W; a++) {
         const int r = first + l + a, position = (row + r) / group, head = head0 + (row + r) % group;
         const Int64 at = s.lse_base + head * p.lse_head + position;
-        const bool in = r < n && lses[at] > -1e30f;
+        const bool in = r < n && !(lses[at] <= -1e30f);  // NaN is in
         q[a] = in ? array_of<const T>(job, Role::q) + row_offset(p.q, s, position, head) : nullptr;
         dout[a] = in ? array_of<const T>(job, Role::dout) + row_offset(p.dout, s, position, head) : nullptr;
-        panel.minus_lse[l + a] = -lse_reference(in ? lses[at] : minus_infinity());
+        const float lse = in ? lses[at] : minus_infinity();
+        panel.minus_lse[l + a] = -lse_reference(lse);
+        panel.minus_remainder[l + a] = -lse_remainder(lse);
         panel.minus_delta[l + a] = in ? -deltas[at] : 0.0f;
       }
       load_lanes_of<S, T>(q, p.dim, static_cast<int>(b.dim), b.q, b.q_rows, b.rows(), first + l);

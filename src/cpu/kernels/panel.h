@@ -65,9 +65,11 @@ static void set_rows(Panel<S>& panel, const Job& job, const Sequence& s, int hea
 // Score of hidden keys becomes hidden(): c[i][j] belongs to key + i.
 template <class S, int R>
 FA_FN void hide(typename S::F (&c)[R][S::NV], const Panel<S>& panel, int key) {
-  UNROLL for (int j = 0; j < S::NV; j++) {
+  UNROLL
+  for (int j = 0; j < S::NV; j++) {
     const typename S::I before = S::load(panel.before + j * S::W), end = S::load(panel.end + j * S::W);
-    UNROLL for (int i = 0; i < R; i++) {
+    UNROLL
+    for (int i = 0; i < R; i++) {
       const typename S::I here(key + i);
       c[i][j] = select((here > before) & (end > here), c[i][j], typename S::F(hidden()));
     }
@@ -81,7 +83,8 @@ static void load_bias_rows(const Panel<S>& panel, const B* bias, Int64 step, int
   for (int i = 0; i < n; i += W) {
     for (int l = 0; l < LANES; l += W) {
       typename S::F r[W];
-      UNROLL for (int a = 0; a < W; a++) {
+      UNROLL
+      for (int a = 0; a < W; a++) {
         const B* row = bias + panel.bias[l + a];
         if (step == 0) {
           const B one[W] = {*row};
@@ -90,7 +93,8 @@ static void load_bias_rows(const Panel<S>& panel, const B* bias, Int64 step, int
           r[a] = widen_lanes<S>(row + key, i, n);
         }
         if (panel.one_bias) {
-          UNROLL for (int b = 1; b < W; b++) r[b] = r[0];
+          UNROLL
+          for (int b = 1; b < W; b++) r[b] = r[0];
           break;
         }
       }
@@ -123,7 +127,8 @@ FA_FN void decide(const Panel<S>& panel, const Job& job, int key, int from, int 
       for (int j = 0; j < S::NV; j++) {
         const U row = S::load(panel.drop_row + j * S::W);
         if (!panel.same[j]) words = dropout_words(job.seed, S::load(panel.drop_head + j * S::W), row, U(static_cast<unsigned>(block + k)));
-        UNROLL for (int quarter = 0; quarter < 4; quarter++) {
+        UNROLL
+        for (int quarter = 0; quarter < 4; quarter++) {
           const int i = block + k + 8 * quarter - origin;
           if (i < from || i >= to) continue;
           // Of the key, the bits depend on (key / 8) % 4 alone.

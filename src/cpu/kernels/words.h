@@ -15,10 +15,13 @@ FA_FN void accumulate(typename S::F (&c)[R][N], const typename S::Lane* a, long 
                       int depth) {
   for (int t = 0; t < depth; t++) {
     typename S::F x[N];
-    UNROLL for (int j = 0; j < N; j++) x[j] = S::load_lanes(b + t * b_row + j * S::W);
-    UNROLL for (int i = 0; i < R; i++) {
+    UNROLL
+    for (int j = 0; j < N; j++) x[j] = S::load_lanes(b + t * b_row + j * S::W);
+    UNROLL
+    for (int i = 0; i < R; i++) {
       const typename S::F y = S::bcast(a + i * a_row + t * a_step);
-      UNROLL for (int j = 0; j < N; j++) c[i][j] = S::dot(y, x[j], c[i][j]);
+      UNROLL
+      for (int j = 0; j < N; j++) c[i][j] = S::dot(y, x[j], c[i][j]);
     }
   }
 }
@@ -28,12 +31,16 @@ template <class S, int R, int N>
 FA_FN void update_block(float* c, long c_row, const typename S::Lane* a, long a_row, long a_step, const typename S::Lane* b, long b_row,
                         int depth) {
   typename S::F x[R][N];
-  UNROLL for (int i = 0; i < R; i++) {
-    UNROLL for (int j = 0; j < N; j++) x[i][j] = S::load(c + i * c_row + j * S::W);
+  UNROLL
+  for (int i = 0; i < R; i++) {
+    UNROLL
+    for (int j = 0; j < N; j++) x[i][j] = S::load(c + i * c_row + j * S::W);
   }
   accumulate<S, R, N>(x, a, a_row, a_step, b, b_row, depth);
-  UNROLL for (int i = 0; i < R; i++) {
-    UNROLL for (int j = 0; j < N; j++) S::store(c + i * c_row + j * S::W, x[i][j]);
+  UNROLL
+  for (int i = 0; i < R; i++) {
+    UNROLL
+    for (int j = 0; j < N; j++) S::store(c + i * c_row + j * S::W, x[i][j]);
   }
 }
 // n rows of NV vectors, where A(i, t) = a[i + t * a_step]: O^T += V^T P^T, dQ^T += K^T dS^T. A block of fewer than MR - 2 rows has too
@@ -106,9 +113,9 @@ FA_FN T* array_of(const Job& job, Role role) {
 template <class T>
 struct KeyRows {
   const T* base;
-  Int64 row, page;   // strides
-  int first;         // row of key 0; when paged: of the pages' rows put end to end
-  int page_size;     // 0: not paged
+  Int64 row, page;  // strides
+  int first;        // row of key 0; when paged: of the pages' rows put end to end
+  int page_size;    // 0: not paged
   const int* pages;
   FA_INLINE const T* at(int key) const {
     const int j = first + key;
@@ -123,8 +130,6 @@ FA_FN KeyRows<T> key_rows(const Job& job, const Sequence& s, Role role, Strides 
   return KeyRows<T>{base, stride.row, stride.batch, paged ? static_cast<int>(s.key_base) : 0, paged ? job.params.page_size : 0, s.pages};
 }
 // Packed row of a query: its place when the rows of all sequences are put end to end.
-FA_FN Int64 packed_row(const Job& job, const Sequence& s, int position) {
-  return s.batch * job.params.mask.rows + s.row_base + position;
-}
+FA_FN Int64 packed_row(const Job& job, const Sequence& s, int position) { return s.batch * job.params.mask.rows + s.row_base + position; }
 }  // namespace
 }  // namespace fa::cpu

@@ -84,27 +84,32 @@ struct Avx2 {
 
   static FA_INLINE void transpose(F (&r)[8]) {
     __m256 t[8], u[8];
-    UNROLL for (int i = 0; i < 8; i += 2) {
+    UNROLL
+    for (int i = 0; i < 8; i += 2) {
       t[i] = _mm256_unpacklo_ps(r[i].x, r[i + 1].x);
       t[i + 1] = _mm256_unpackhi_ps(r[i].x, r[i + 1].x);
     }
-    UNROLL for (int i = 0; i < 8; i += 4) {
+    UNROLL
+    for (int i = 0; i < 8; i += 4) {
       u[i] = _mm256_shuffle_ps(t[i], t[i + 2], 0x44);
       u[i + 1] = _mm256_shuffle_ps(t[i], t[i + 2], 0xee);
       u[i + 2] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0x44);
       u[i + 3] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0xee);
     }
-    UNROLL for (int i = 0; i < 4; i++) {
+    UNROLL
+    for (int i = 0; i < 4; i++) {
       r[i] = F(_mm256_permute2f128_ps(u[i], u[i + 4], 0x20));
       r[i + 4] = F(_mm256_permute2f128_ps(u[i], u[i + 4], 0x31));
     }
   }
   static FA_INLINE F lane_sums(const F (&r)[8]) {
     __m256 a[4], b[2];
-    UNROLL for (int i = 0; i < 4; i++) {
+    UNROLL
+    for (int i = 0; i < 4; i++) {
       a[i] = _mm256_add_ps(_mm256_unpacklo_ps(r[2 * i].x, r[2 * i + 1].x), _mm256_unpackhi_ps(r[2 * i].x, r[2 * i + 1].x));
     }
-    UNROLL for (int i = 0; i < 2; i++) {
+    UNROLL
+    for (int i = 0; i < 2; i++) {
       b[i] = _mm256_add_ps(_mm256_shuffle_ps(a[2 * i], a[2 * i + 1], 0x44), _mm256_shuffle_ps(a[2 * i], a[2 * i + 1], 0xee));
     }
     return F(_mm256_add_ps(_mm256_permute2f128_ps(b[0], b[1], 0x20), _mm256_permute2f128_ps(b[0], b[1], 0x31)));

@@ -29,15 +29,21 @@ FA_FN Unsigned16 mulhi(Unsigned16 a, Unsigned16 b) {
 template <int N>
 FA_FN void exp2_of(Float16 (&x)[N]) {
   Float16 f[N], p[N];
-  UNROLL for (int i = 0; i < N; i++) {
+  UNROLL
+  for (int i = 0; i < N; i++) {
     f[i] = Float16(_mm512_reduce_ps(x[i].x, _MM_FROUND_TO_NEAREST_INT));
     p[i] = fma(f[i], Float16(1.32647273e-3f), Float16(9.67151299e-3f));
   }
-  UNROLL for (int i = 0; i < N; i++) p[i] = fma(p[i], f[i], Float16(5.55073358e-2f));
-  UNROLL for (int i = 0; i < N; i++) p[i] = fma(p[i], f[i], Float16(2.40222424e-1f));
-  UNROLL for (int i = 0; i < N; i++) p[i] = fma(p[i], f[i], Float16(6.93147004e-1f));
-  UNROLL for (int i = 0; i < N; i++) p[i] = fma(p[i], f[i], Float16(1.0f));
-  UNROLL for (int i = 0; i < N; i++) {
+  UNROLL
+  for (int i = 0; i < N; i++) p[i] = fma(p[i], f[i], Float16(5.55073358e-2f));
+  UNROLL
+  for (int i = 0; i < N; i++) p[i] = fma(p[i], f[i], Float16(2.40222424e-1f));
+  UNROLL
+  for (int i = 0; i < N; i++) p[i] = fma(p[i], f[i], Float16(6.93147004e-1f));
+  UNROLL
+  for (int i = 0; i < N; i++) p[i] = fma(p[i], f[i], Float16(1.0f));
+  UNROLL
+  for (int i = 0; i < N; i++) {
     x[i] = Float16(_mm512_scalef_ps(p[i].x, _mm512_roundscale_ps(x[i].x, _MM_FROUND_TO_NEAREST_INT)));
   }
 }
@@ -88,23 +94,27 @@ struct Avx512 {
 
   static FA_INLINE void transpose(F (&r)[16]) {  // pairs, quads, then blocks of 128 bits
     __m512 t[16], u[16];
-    UNROLL for (int i = 0; i < 16; i += 2) {
+    UNROLL
+    for (int i = 0; i < 16; i += 2) {
       t[i] = _mm512_unpacklo_ps(r[i].x, r[i + 1].x);
       t[i + 1] = _mm512_unpackhi_ps(r[i].x, r[i + 1].x);
     }
-    UNROLL for (int i = 0; i < 16; i += 4) {
+    UNROLL
+    for (int i = 0; i < 16; i += 4) {
       u[i] = _mm512_shuffle_ps(t[i], t[i + 2], 0x44);
       u[i + 1] = _mm512_shuffle_ps(t[i], t[i + 2], 0xee);
       u[i + 2] = _mm512_shuffle_ps(t[i + 1], t[i + 3], 0x44);
       u[i + 3] = _mm512_shuffle_ps(t[i + 1], t[i + 3], 0xee);
     }
-    UNROLL for (int i = 0; i < 4; i++) {
+    UNROLL
+    for (int i = 0; i < 4; i++) {
       t[i] = _mm512_shuffle_f32x4(u[i], u[4 + i], 0x88);
       t[4 + i] = _mm512_shuffle_f32x4(u[i], u[4 + i], 0xdd);
       t[8 + i] = _mm512_shuffle_f32x4(u[8 + i], u[12 + i], 0x88);
       t[12 + i] = _mm512_shuffle_f32x4(u[8 + i], u[12 + i], 0xdd);
     }
-    UNROLL for (int i = 0; i < 4; i++) {
+    UNROLL
+    for (int i = 0; i < 4; i++) {
       r[i] = F(_mm512_shuffle_f32x4(t[i], t[8 + i], 0x88));
       r[8 + i] = F(_mm512_shuffle_f32x4(t[i], t[8 + i], 0xdd));
       r[4 + i] = F(_mm512_shuffle_f32x4(t[4 + i], t[12 + i], 0x88));
@@ -113,10 +123,13 @@ struct Avx512 {
   }
   static FA_INLINE F lane_sums(const F (&r)[16]) {
     F t[16];
-    UNROLL for (int i = 0; i < 16; i++) t[i] = r[i];
+    UNROLL
+    for (int i = 0; i < 16; i++) t[i] = r[i];
     transpose(t);
-    UNROLL for (int i = 0; i < 8; i++) t[i] = t[i] + t[i + 8];
-    UNROLL for (int i = 0; i < 4; i++) t[i] = t[i] + t[i + 4];
+    UNROLL
+    for (int i = 0; i < 8; i++) t[i] = t[i] + t[i + 8];
+    UNROLL
+    for (int i = 0; i < 4; i++) t[i] = t[i] + t[i + 4];
     return (t[0] + t[2]) + (t[1] + t[3]);
   }
   static FA_INLINE void prefetch_far(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }

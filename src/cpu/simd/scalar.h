@@ -65,12 +65,15 @@ struct Scalar {
 
   static FA_INLINE void transpose(F (&r)[W]) {
     F t[W];
-    UNROLL for (int i = 0; i < W; i++) t[i] = F(F::Raw{r[0].x[i], r[1].x[i], r[2].x[i], r[3].x[i]});
-    UNROLL for (int i = 0; i < W; i++) r[i] = t[i];
+    UNROLL
+    for (int i = 0; i < W; i++) t[i] = F(F::Raw{r[0].x[i], r[1].x[i], r[2].x[i], r[3].x[i]});
+    UNROLL
+    for (int i = 0; i < W; i++) r[i] = t[i];
   }
   static FA_INLINE F lane_sums(const F (&r)[W]) {
     F t[W];
-    UNROLL for (int i = 0; i < W; i++) t[i] = r[i];
+    UNROLL
+    for (int i = 0; i < W; i++) t[i] = r[i];
     transpose(t);
     return (t[0] + t[1]) + (t[2] + t[3]);
   }
@@ -83,7 +86,8 @@ struct Scalar {
   }
   template <class T>
   static FA_INLINE void scatter(T* p, U v) {
-    UNROLL for (int i = 0; i < W; i++) p[i].bits = static_cast<uint16_t>(v.x[i]);
+    UNROLL
+    for (int i = 0; i < W; i++) p[i].bits = static_cast<uint16_t>(v.x[i]);
   }
 };
 }  // namespace

@@ -179,7 +179,8 @@ FA_FN Vec<float, W> log2(Vec<float, W> a) {
 template <int W>
 FA_FN Vec<unsigned, W> mulhi(Vec<unsigned, W> a, Vec<unsigned, W> b) {
   Vec<unsigned, W> r(0u);
-  UNROLL for (int i = 0; i < W; i++) r.x[i] = static_cast<unsigned>((static_cast<uint64_t>(a.x[i]) * b.x[i]) >> 32);
+  UNROLL
+  for (int i = 0; i < W; i++) r.x[i] = static_cast<unsigned>((static_cast<uint64_t>(a.x[i]) * b.x[i]) >> 32);
   return r;
 }
 
@@ -190,17 +191,25 @@ template <class F, int N>
 FA_FN void exp2_of(F (&x)[N]) {
   const F magic(12582912.0f);  // adding it leaves round(x) in the low bits of the mantissa
   F t[N], p[N];
-  UNROLL for (int i = 0; i < N; i++) {
+  UNROLL
+  for (int i = 0; i < N; i++) {
     x[i] = max(F(-127.0f), x[i]);
     t[i] = x[i] + magic;
   }
-  UNROLL for (int i = 0; i < N; i++) x[i] = x[i] - (t[i] - magic);  // in [-1/2, 1/2]
-  UNROLL for (int i = 0; i < N; i++) p[i] = fma(x[i], F(1.32647273e-3f), F(9.67151299e-3f));
-  UNROLL for (int i = 0; i < N; i++) p[i] = fma(p[i], x[i], F(5.55073358e-2f));
-  UNROLL for (int i = 0; i < N; i++) p[i] = fma(p[i], x[i], F(2.40222424e-1f));
-  UNROLL for (int i = 0; i < N; i++) p[i] = fma(p[i], x[i], F(6.93147004e-1f));
-  UNROLL for (int i = 0; i < N; i++) p[i] = fma(p[i], x[i], F(1.0f));
-  UNROLL for (int i = 0; i < N; i++) x[i] = as_float(bits_of(p[i]) + (bits_of(t[i]) << 23));
+  UNROLL
+  for (int i = 0; i < N; i++) x[i] = x[i] - (t[i] - magic);  // in [-1/2, 1/2]
+  UNROLL
+  for (int i = 0; i < N; i++) p[i] = fma(x[i], F(1.32647273e-3f), F(9.67151299e-3f));
+  UNROLL
+  for (int i = 0; i < N; i++) p[i] = fma(p[i], x[i], F(5.55073358e-2f));
+  UNROLL
+  for (int i = 0; i < N; i++) p[i] = fma(p[i], x[i], F(2.40222424e-1f));
+  UNROLL
+  for (int i = 0; i < N; i++) p[i] = fma(p[i], x[i], F(6.93147004e-1f));
+  UNROLL
+  for (int i = 0; i < N; i++) p[i] = fma(p[i], x[i], F(1.0f));
+  UNROLL
+  for (int i = 0; i < N; i++) x[i] = as_float(bits_of(p[i]) + (bits_of(t[i]) << 23));
 }
 // The word of semantics/: one vector, and infinity from 128 on.
 template <int W>

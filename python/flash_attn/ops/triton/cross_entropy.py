@@ -1,7 +1,7 @@
 """Cross entropy over a vocabulary, which may be split over the processes of a group. PyTorch only.
 
-    lse = log sum exp(scale z);  loss = lse - (1 - s) scale z[label] - s mean(scale z) + c lse^2     (label smoothing s, lse_square_scale c)
-    dz = scale dloss ((1 + 2 c lse) exp(scale z - lse) - (1 - s) [label] - s / classes);  both 0 for ignored labels
+lse = log sum exp(scale z);  loss = lse - (1 - s) scale z[label] - s mean(scale z) + c lse^2     (label smoothing s, lse_square_scale c)
+dz = scale dloss ((1 + 2 c lse) exp(scale z - lse) - (1 - s) [label] - s / classes);  both 0 for ignored labels
 """
 
 from __future__ import annotations
@@ -83,7 +83,8 @@ def cross_entropy_loss(
     """
     if logits.dim() != 2 or labels.shape != logits.shape[:1]:
         raise ValueError(
-            f"[cross_entropy_loss] labels: expected (rows,) for logits (rows, classes), found {tuple(labels.shape)} and {tuple(logits.shape)}."
+            f"[cross_entropy_loss] labels: expected (rows,) for logits (rows, classes), "
+            f"found {tuple(labels.shape)} and {tuple(logits.shape)}."
         )
     return CrossEntropyLoss.apply(
         logits, labels, precomputed_lse, label_smoothing, logit_scale, lse_square_scale, ignore_index, inplace_backward, process_group

@@ -1,6 +1,6 @@
 """Layer and RMS normalisation with residual, dropout and a second branch. PyTorch only, differentiable by its autograd.
 
-    h = dropout(x * rowscale) + dropout(x1) + residual;  y = norm(h) * weight + bias;  y1 = norm(h) * weight1 + bias1
+h = dropout(x * rowscale) + dropout(x1) + residual;  y = norm(h) * weight + bias;  y1 = norm(h) * weight1 + bias1
 """
 
 from __future__ import annotations

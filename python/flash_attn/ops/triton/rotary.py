@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 
 from flash_attn import torch_ops
@@ -82,7 +84,7 @@ def _by_core(x, cos, sin, seqlen_offsets, cu_seqlens, interleaved, inplace, conj
     else:
         starts = cu_seqlens.tolist()
         parts = []
-        for i, (start, end) in enumerate(zip(starts, starts[1:])):
+        for i, (start, end) in enumerate(itertools.pairwise(starts)):
             own = tables if fixed else {**tables, Role.LENGTHS: seqlen_offsets[i : i + 1]}
             parts.append((x[None, start:end], out[None, start:end], own, options))
     nothing = x.new_empty((1, 1, 1, 1))  # an append brings values, too; without a cache they go nowhere
