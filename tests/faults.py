@@ -65,7 +65,7 @@ SEMANTICS = [
     ("softmax.h", "«V(minus_infinity())»", "V(no_maximum())"),
     ("softmax.h", "log2(s.sum) * «V(0.69314718055994531)»", "V(1.0)"),
     ("softmax.h", "«fma(s.max, V(0.69314718055994531), sum)»", "sum"),
-    ("softmax.h", "«lse * V(1.4426950408889634)», V(1e30)", "lse"),
+    ("softmax.h", "V(1e30), «lse * V(1.4426950408889634)»", "lse"),
     ("softmax.h", "fma(kept, product, «V(0.0) - delta»)", "V(0.0)"),
     ("softmax.h", "return «probability * fma(kept, product, V(0.0) - delta)»;", "probability * fma(V(1.0), product, V(0.0) - delta)"),
     ("softmax.h", "return «V(0.0) - weight * delta»;", "weight * delta"),

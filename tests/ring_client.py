@@ -8,6 +8,7 @@ writes {case: "" or what is wrong} to FOLDER/results.json.
 
 from __future__ import annotations
 
+import copy
 import json
 import sys
 import traceback
@@ -146,12 +147,34 @@ def yunchang_cases(rank: int, world: int):
     yield "yunchang, ulysses", lambda: Case(False, True, HEADS).run(halves, rank, world, ulysses)
 
 
+class Block(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.qkv = torch.nn.Linear(32, 3 * 32)
+
+    def forward(self, x):
+        return flash_attn.flash_attn_qkvpacked_func(self.qkv(x).unflatten(-1, (3, 2, 16)), causal=True).flatten(2)
+
+
+def data_parallel_cases(rank: int, world: int):
+    def check():
+        torch.manual_seed(4)
+        whole, x = Block(), torch.randn(2 * world, 9, 32)
+        parallel = torch.nn.parallel.DistributedDataParallel(copy.deepcopy(whole))
+        parallel(x[2 * rank : 2 * rank + 2]).square().mean().backward()
+        whole(x).square().mean().backward()
+        for found, expected in zip(parallel.module.parameters(), whole.parameters(), strict=True):
+            torch.testing.assert_close(found.grad, expected.grad)
+
+    yield "DistributedDataParallel", check
+
+
 def main() -> None:
     rank, world, folder = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=world)
     results = {}
-    for cases in (ring_cases, yunchang_cases):
+    for cases in (data_parallel_cases, ring_cases, yunchang_cases):
         for name, check in cases(rank, world):
             wrong = ""
             try:

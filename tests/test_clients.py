@@ -173,6 +173,7 @@ def test_diffusers_dispatches_to_us():
 # ---- two processes -----------------------------------------------------------------------------------------------------
 
 RING = [
+    "DistributedDataParallel",
     "ring",
     "ring, causal",
     "zigzag, causal",

@@ -13,7 +13,10 @@ constexpr unsigned NO_CACHE = ALL & ~(CACHED | PAGED);
 
 static_assert(DECODE_ROWS == 24 && DECODE_ROWS_ALONE == 128 && DECODE_HEADS_ALONE == 2, "say so below");
 const char* decode_refuses(const Problem& p, const Device&) {
-  if (!decode_suits(p.max_rows * p.params.group, int64_t{p.params.batch} * p.params.kv_heads, (p.needs & (CACHED | PAGED)) != 0))
+  const bool cached = (p.needs & (CACHED | PAGED)) != 0;
+  if (!cached && p.max_rows > 1)
+    return "takes one query position without a cache: a backward pass repeats the rounding of forward, not of decode";
+  if (!decode_suits(p.max_rows * p.params.group, int64_t{p.params.batch} * p.params.kv_heads, cached))
     return "takes at most 24 query rows (position * group) of a key/value head, 128 of a cache with at most 2 such heads";
   return nullptr;
 }

@@ -36,7 +36,8 @@ constexpr int DECODE_KEYS = 16;
 constexpr int DECODE_BLOCK = 6;
 // Decode: rows of a kv head (position * group). Forward takes the same time for 16 rows as for one (32, 64 with wider vectors); with AVX2
 // it needs 1.1 - 1.7 times as long as decode at 24 rows, 0.75 - 1.25 at 32. It cannot cut keys, so where there are few heads to share out
-// decode takes more, but only of a cache: a backward pass repeats the scores of forward with the same rounding, not those of decode.
+// decode takes more of a cache. Without one it takes a single position only (kernels.cpp): a backward pass repeats the scores of forward
+// with the same rounding, not those of decode.
 constexpr int DECODE_ROWS = 24;
 constexpr int DECODE_ROWS_ALONE = 128;
 constexpr int DECODE_HEADS_ALONE = 2;

@@ -333,6 +333,11 @@ TEST(Softmax, SinkIsOneMoreKeyWithoutAValue) {
 TEST(Softmax, LseReferenceIsTheLseInLog2Units) {
   for (const double lse : {-1000.0, -1.0, 0.0, 0.5, 1e6}) EXPECT_DOUBLE_EQ(fa::lse_reference(lse), lse * LOG2E);
   EXPECT_GE(fa::lse_reference(-INF), 1e30);
+  for (const float lse : {-300.25f, -1.1f, 0.7f, 54.321f, 299.9f, 1e4f}) {  // together as exact as no float is
+    const double both = static_cast<double>(fa::lse_reference(lse)) + static_cast<double>(fa::lse_remainder(lse));
+    EXPECT_NEAR(both, static_cast<double>(lse) * LOG2E, 1e-12 * std::abs(lse)) << lse;
+  }
+  EXPECT_EQ(fa::lse_remainder(fa::minus_infinity()), 0.0f);
 }
 
 // loss = sum_j c_j P_j m_j r: its derivative by a score, against score_gradient

@@ -7,7 +7,7 @@ from typing import Any
 from flash_attn.frameworks.base import Framework
 
 
-# Import statements, not importlib, and no cache that grows: torch.compile, which may see the very first call, follows only the former,
+# Import statements, not importlib, and no table that grows: torch.compile, which may see the very first call, follows only the former,
 # and would compile again for each change of the latter.
 def _numpy() -> Framework:
     from flash_attn.frameworks.numpy import FRAMEWORK
@@ -27,8 +27,8 @@ def _mlx() -> Framework:
     return FRAMEWORK
 
 
-# (module, name) of an array's type or of one of its bases -> what imports our file
-_FILES = {
+# (module, name) of an array's type or of one of its bases -> what imports our file, and later the framework itself
+_FILES: dict[tuple[str, str], Any] = {
     ("numpy", "ndarray"): _numpy,
     ("torch", "Tensor"): _torch,
     ("torch.nn.parameter", "Parameter"): _torch,
@@ -40,15 +40,17 @@ _LATER = {("jaxlib", "ArrayImpl"): "JAX", ("jax", "Tracer"): "JAX"}
 def of(array: Any, function: str, argument: str) -> Framework:
     """The framework of an array; TypeError if it is not an array of one we know."""
     kind = type(array)
-    load = _FILES.get((kind.__module__, kind.__name__))
-    return _find(kind, function, argument) if load is None else load()
+    known = _FILES.get((kind.__module__, kind.__name__))
+    return known if isinstance(known, Framework) else _find(kind, function, argument)
 
 
 def _find(kind: type, function: str, argument: str) -> Framework:
     for base in kind.__mro__:
-        load = _FILES.get((base.__module__, base.__name__))
-        if load:
-            return load()
+        key = (base.__module__, base.__name__)
+        if key in _FILES:
+            if not isinstance(_FILES[key], Framework):
+                _FILES[key] = _FILES[key]()
+            return _FILES[key]
     for base in kind.__mro__:
         name = _LATER.get((base.__module__.partition(".")[0], base.__name__))
         if name:
