@@ -55,6 +55,7 @@ tidy: install
 ctest: install
 	$(BIN)/ctest --test-dir $(BUILD) --output-on-failure -j 2
 pytest: install
+	FLASH_ATTENTION_CPU_ISA=scalar $(BIN)/python -m pytest -q tests/test_forward.py tests/test_backward.py tests/test_decode.py -k numpy
 	$(BIN)/python -m pytest -q tests
 mutants: install
 	$(BIN)/python tests/mutants.py
