@@ -148,7 +148,7 @@ KERNELS = [
     ),
     # ---- kernels/gradient.h, backward.h, bias_gradient.h
     ("kernels/gradient.h", "if («i0 < t.clear_from || i0 + MR > t.clear_to») hide<S, MR>", "false"),
-    ("kernels/gradient.h", "const bool in = «r < n && lses[at] > -1e30f»;", "r < n"),
+    ("kernels/gradient.h", "const bool in = «r < n && !(lses[at] <= -1e30f)»;", "r < n"),
     ("kernels/gradient.h", "panel.minus_delta[l + a] = «in ? -deltas[at] : 0.0f»;", "0.0f"),
     ("kernels/gradient.h", "const bool in = «first + i >= seen.first && first + i < seen.end»;", "first + i < seen.end"),
     ("kernels/gradient.h", "S::store(t.p + at, «p * kept»);", "p"),
