@@ -70,8 +70,7 @@ def may_include(path: Path, header: str) -> bool:
     storey = header.split("/")[0]
     if where[0] == "core":
         lists_backends = where[1] == "registry.cpp" and header in {f"{b}/kernels.h" for b in BACKENDS}
-        runs_plans = where[1] == "api.cpp" and header in {f"{b}/run.h" for b in BACKENDS}
-        return storey in ("core", "semantics", "flash_attn") or lists_backends or runs_plans
+        return storey in ("core", "semantics", "flash_attn") or lists_backends
     if where[1] in ("kernels", "simd", "isa", "words"):
         return storey in (where[0], "semantics", "flash_attn")
     return storey in (where[0], "core", "semantics", "flash_attn")

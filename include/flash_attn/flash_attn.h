@@ -130,12 +130,16 @@ struct Output {
 };
 FLASH_ATTN_API std::vector<Output> outputs(const Call& call);
 
-// Checks, plans and runs a call on the CPU; temporaries are allocated here.
+// Bytes that run() wants on the arrays' device besides them; 0 on the CPU, which takes its own.
+FLASH_ATTN_API int64_t workspace_bytes(const Call& call);
+
+// Checks, plans and runs a call where its arrays are. On a GPU it is queued on `stream` (a CUstream; null: the default one), and
+// `workspace` is workspace_bytes() of device memory, aligned to 256.
 //   forward:  q, k, v (and caches, biases, ...) -> out, lse
 //   backward: dout, q, k, v, out, lse -> dq, dk, dv (and dbias, dsink, delta where given)
 //   append:   new_k, new_v into the caches k, v at `lengths`, rotated when cos and sin are given; q -> rotated_q
 //   merge:    part_out, part_lse -> out, lse
-FLASH_ATTN_API void run(const Call& call);
+FLASH_ATTN_API void run(const Call& call, void* workspace = nullptr, void* stream = nullptr);
 
 // One line for each kernel that could take the call: the one that runs, and why the others do not.
 FLASH_ATTN_API std::string explain(const Call& call);

@@ -30,7 +30,7 @@ struct ExchangeTable {
   const ExchangeTable* older;
   void* managed[3];  // allocate, export, import: the framework's own memory serves us better
   int (*view)(void* object, DLTensor* tensor);
-  void* current_stream;
+  int (*current_stream)(int device_type, int32_t device_id, void** stream);
 };
 
 DType dtype_of(const DLTensor& t) {
@@ -45,13 +45,11 @@ DType dtype_of(const DLTensor& t) {
   return DType::none;
 }
 
+constexpr int DEVICE_TYPES[] = {1, 2, 8, 10};  // DLPack's, by DeviceKind
 DeviceKind device_kind(const DLTensor& t) {
-  switch (t.device_type) {
-    case 2: return DeviceKind::cuda;
-    case 8: return DeviceKind::metal;
-    case 10: return DeviceKind::rocm;
-    default: return DeviceKind::cpu;  // 1, and 3: pinned host memory
-  }
+  for (DeviceKind kind : {DeviceKind::cuda, DeviceKind::metal, DeviceKind::rocm})
+    if (DEVICE_TYPES[static_cast<int>(kind)] == t.device_type) return kind;
+  return DeviceKind::cpu;  // 1, and 3: pinned host memory
 }
 
 // Roles that kernels read through strides; all others are contiguous (frameworks/base.py, STRIDED).
@@ -80,7 +78,7 @@ class Exchange {
   nb::dict run(const std::string& function, int pass, const nb::dict& arrays, const nb::tuple& options, uint64_t written,
                bool main_thread) {
     Taken taken = take(function, pass, arrays, options, written);
-    const Plan plan = prepare(taken.call, device_of(taken.call[first_role(taken.call)].place));
+    const Plan plan = prepare(taken.call, device_of(taken.call));
     nb::dict results;
     for (const Output& o : outputs_of(plan.problem, taken.call)) {
       const nb::int_ role(static_cast<int>(o.role));
@@ -92,9 +90,15 @@ class Exchange {
       taken.call[o.role] = view(taken.call, o.role, array.ptr());
       results[role] = array;
     }
+    std::vector<void*> temporaries;
+    for (const Temporary& t : wanted_temporaries(plan)) {
+      taken.copies.push_back(allocate(taken, Output{Role::COUNT, t.dtype, {t.count}}));
+      temporaries.push_back(view(taken.call, Role::COUNT, taken.copies.back().ptr()).data);
+    }
+    const Stream stream = stream_of(taken.call[first_role(taken.call)].place);
     {
       nb::gil_scoped_release released;
-      execute(plan, taken.call, main_thread ? interrupted : nullptr);
+      execute(plan, taken.call, temporaries, stream, main_thread ? interrupted : nullptr);
     }
     return results;
   }
@@ -102,7 +106,7 @@ class Exchange {
   // All checks of a pass, and nothing else.
   void check(const std::string& function, int pass, const nb::dict& arrays, const nb::tuple& options, uint64_t written) {
     const Taken taken = take(function, pass, arrays, options, written);
-    prepare(taken.call, device_of(taken.call[first_role(taken.call)].place));
+    prepare(taken.call, device_of(taken.call));
   }
 
   // Whether all arrays are of the exact types: others may hide anything, and belong to the framework's dispatcher.
@@ -168,6 +172,13 @@ class Exchange {
     for (int i = d.ndim - 1; i >= 0; i--) t.stride[i] = d.strides && count > 0 ? d.strides[i] : step, step *= d.shape[i];
     if (!d.data && count > 0) refuse(Error::Kind::type, call, role, "expected an array with memory, found one without");
     return t;
+  }
+
+  Stream stream_of(Place place) const {
+    void* stream = nullptr;
+    if (place.kind != DeviceKind::cpu && table_->current_stream(DEVICE_TYPES[static_cast<int>(place.kind)], place.index, &stream) != 0)
+      throw nb::python_error();
+    return stream;
   }
 
   // The framework's own memory where the call's arrays are: empty_like(array) where one is alike, which is cheaper than new_empty().

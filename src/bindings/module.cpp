@@ -92,13 +92,7 @@ std::unique_ptr<Prepared> prepare_call(const std::string& function, int pass, co
   auto p = std::make_unique<Prepared>(function, static_cast<Pass>(pass));
   p->call.options = options_of(options);
   set_arrays(p->call, arrays);
-  Place place;
-  for (const Tensor& t : p->call.arrays)
-    if (t) {
-      place = t.place;
-      break;
-    }
-  p->plan = prepare(p->call, device_of(place));
+  p->plan = prepare(p->call, device_of(p->call));
   return p;
 }
 
@@ -109,10 +103,13 @@ std::vector<std::tuple<int, int, std::vector<int64_t>>> outputs_list(const Probl
   return list;
 }
 
-void run_prepared(Prepared& p, const nb::list& outputs, bool main_thread) {
+// temporaries: Views of Prepared.temporaries; stream: the caller's, by address
+void run_prepared(Prepared& p, const nb::list& outputs, bool main_thread, const nb::list& temporaries, uintptr_t stream) {
   set_arrays(p.call, outputs);
+  std::vector<void*> memory;
+  for (nb::handle view : temporaries) memory.push_back(nb::cast<View&>(view).tensor.data);
   nb::gil_scoped_release released;
-  execute(p.plan, p.call, main_thread ? interrupted : nullptr);
+  execute(p.plan, p.call, memory, reinterpret_cast<Stream>(stream), main_thread ? interrupted : nullptr);
 }
 
 void translate(const std::exception_ptr& pointer, void*) {
@@ -162,13 +159,20 @@ NB_MODULE(_core, m) {
   nb::class_<Prepared>(m, "Prepared")
       .def_prop_ro("outputs", [](const Prepared& p) { return outputs_list(p.plan.problem, p.call); })
       .def_prop_ro("kernel", [](const Prepared& p) { return std::string(p.plan.row->name); })
+      .def_prop_ro("temporaries",
+                   [](const Prepared& p) {  // (dtype, count) of each that run() wants
+                     std::vector<std::tuple<int, int64_t>> list;
+                     for (const Temporary& t : wanted_temporaries(p.plan)) list.emplace_back(static_cast<int>(t.dtype), t.count);
+                     return list;
+                   })
       .def_prop_ro("temporary_bytes", [](const Prepared& p) {
         int64_t bytes = 0;
         for (const Temporary& t : p.plan.temporaries) bytes += t.count * element_bytes(t.dtype);
         return bytes;
       });
   m.def("prepare", prepare_call, nb::arg("function"), nb::arg("pass_"), nb::arg("arrays"), nb::arg("options"));
-  m.def("run", run_prepared, nb::arg("prepared"), nb::arg("outputs"), nb::arg("main_thread"));
+  m.def("run", run_prepared, nb::arg("prepared"), nb::arg("outputs"), nb::arg("main_thread"), nb::arg("temporaries") = nb::list(),
+        nb::arg("stream") = 0);
   m.def("describe", [](const std::string& function, int pass, const nb::list& arrays, const nb::tuple& options) {
     Call call(function.c_str(), static_cast<Pass>(pass));
     call.options = options_of(options);

@@ -1,6 +1,7 @@
 // A Plan is data: which kernels run, on which arrays, with which temporaries. Planning touches no device, so the plans of every chip
 // are tested on any machine; a runner executes launches and knows nothing else.
 #pragma once
+#include <span>
 #include <string>
 #include <vector>
 
@@ -42,32 +43,60 @@ struct Temporary {
   DType dtype;
   int64_t count;
 };
+// A compile-time value of a GPU kernel, by the name that its text uses.
+struct Constant {
+  const char* name;
+  int value;
+};
+struct Grid {
+  int blocks[3] = {1, 1, 1}, threads[3] = {1, 1, 1};
+};
 struct Launch {
   const Kernel* row;
   const char* kernel;  // the job inside the backend: "forward", "delta", ...
   ParamsT<double> params;
   std::vector<Argument> arguments;
+  // GPUs only:
+  std::vector<Constant> constants = {};
+  Grid grid = {};
+  int shared_bytes = 0;  // of a block, beyond what the kernel declares
 };
+struct Backend;
 struct Plan {
   Problem problem;
-  const char* backend;
   const Kernel* row;
   std::vector<Launch> launches;
   std::vector<Temporary> temporaries;
+  const Backend* backend = nullptr;  // make_plan() says whose it is
 };
+
+// The arrays of a run, on the plan's device: the caller's by role, temporaries by index.
+struct Buffers {
+  const Tensor* arrays;  // ROLES of them
+  std::span<void* const> temporaries;
+  const Tensor& operator[](Role role) const { return arrays[static_cast<int>(role)]; }
+  void* at(const Source& s) const { return s.temporary >= 0 ? temporaries[static_cast<size_t>(s.temporary)] : (*this)[s.role].data; }
+};
+using Stream = void*;  // of the caller (a CUstream); null: the device's default, and the CPU's, which has none
 
 struct Backend {
   const char* name;
   const Kernel* first;
   int count;
   Plan (*plan)(const Problem&, const Kernel&, const Device&);
+  // The device of an array, as planning needs it; throws Error (runtime) where the machine lacks what the backend needs.
+  Device (*device)(Place);
+  // Launches a plan in the order of the stream. A GPU's neither waits nor allocates; the CPU's polls `interrupted` (or null) from the
+  // calling thread, and ends with Error (interrupted) when it returns true. Null: launched from Python only.
+  void (*run)(const Plan&, const Buffers&, Stream, bool (*interrupted)());
+  bool allocates;  // run() has memory for the plan's temporaries itself; otherwise the caller brings them, aligned to TEMPORARY_ALIGNMENT
 };
+constexpr int64_t TEMPORARY_ALIGNMENT = 256;
 
-// The first row of a device's backends that fits. `reasons` says, a sentence for each row before it, why it does not.
+// The first row of a device's backends that fits; nulls where none does.
 struct Choice {
   const Backend* backend = nullptr;
   const Kernel* row = nullptr;
-  std::vector<std::string> reasons;
 };
 Choice choose(const Problem& problem, const Device& device);
 // choose() and plan(); throws Error (unsupported) with every reason when no row fits.
@@ -75,12 +104,5 @@ Plan make_plan(const Problem& problem, const Device& device);
 std::string explain(const Problem& problem, const Device& device);
 
 // Backends of one kind of device, best first (registry.cpp is the only file that lists them).
-std::vector<const Backend*> backends_of(DeviceKind kind);
-
-// The arrays of a run: the caller's by role, temporaries by index.
-struct Buffers {
-  const Tensor* arrays;  // ROLES of them
-  std::vector<void*> temporaries;
-  const Tensor& operator[](Role role) const { return arrays[static_cast<int>(role)]; }
-};
+std::span<const Backend* const> backends_of(DeviceKind kind);
 }  // namespace fa

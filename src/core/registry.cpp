@@ -1,12 +1,16 @@
 // Which backends a kind of device has, and which row of their tables takes a call: the only file that lists the backends.
+#include <string>
+#include <vector>
+
 #include "core/error.h"
 #include "core/names.h"
 #include "core/plan.h"
 #include "cpu/kernels.h"
 
 namespace fa {
-std::vector<const Backend*> backends_of(DeviceKind kind) {
-  if (kind == DeviceKind::cpu) return {&cpu::BACKEND};
+std::span<const Backend* const> backends_of(DeviceKind kind) {
+  static constexpr const Backend* CPU[] = {&cpu::BACKEND};
+  if (kind == DeviceKind::cpu) return CPU;
   return {};
 }
 
@@ -28,23 +32,48 @@ constexpr Bit NEED_WORDS[] = {{VARLEN, "packed sequences (cu_seqlens)"},
                               {DETERMINISTIC, "deterministic"},
                               {OUT_FLOAT, "out_dtype float32"}};
 
-std::string missing(unsigned wanted, unsigned able, const Bit* first, const Bit* end) {
+std::string missing(unsigned wanted, unsigned able, std::span<const Bit> bits) {
   std::string words;
-  for (const Bit* b = first; b != end; b++)
-    if (wanted & ~able & b->bit) words += (words.empty() ? "" : ", ") + std::string(b->words);
+  for (const Bit& b : bits)
+    if (wanted & ~able & b.bit) words += (words.empty() ? "" : ", ") + std::string(b.words);
   return words;
 }
 
-// empty if the row takes the call
-std::string refusal(const Problem& p, const Kernel& row, const Device& device) {
-  if (device.arch < row.arch_first || device.arch > row.arch_last) return text("is for other chips than architecture ", device.arch);
-  if (!(row.dtypes & dtype_bit(p.dtype))) return text("does not do ", dtype_name(p.dtype));
-  if (p.params.dim > row.max_dim || p.params.value_dim > row.max_dim) return text("head dim at most ", row.max_dim);
-  std::string words = missing(p.features, row.features, std::begin(FEATURE_WORDS), std::end(FEATURE_WORDS));
-  if (words.empty()) words = missing(p.needs, row.needs, std::begin(NEED_WORDS), std::end(NEED_WORDS));
-  if (!words.empty()) return words + " not supported";
-  const char* sentence = row.refuses ? row.refuses(p, device) : nullptr;
-  return sentence ? sentence : "";
+// What keeps a row from taking a call. Words are made of it only where somebody reads them.
+enum class Hurdle { none, arch, dtype, dim, features, needs, rule };
+Hurdle hurdle(const Problem& p, const Kernel& row, const Device& device) {
+  if (device.arch < row.arch_first || device.arch > row.arch_last) return Hurdle::arch;
+  if (!(row.dtypes & dtype_bit(p.dtype))) return Hurdle::dtype;
+  if (p.params.dim > row.max_dim || p.params.value_dim > row.max_dim) return Hurdle::dim;
+  if (p.features & ~row.features) return Hurdle::features;
+  if (p.needs & ~row.needs) return Hurdle::needs;
+  return row.refuses && row.refuses(p, device) ? Hurdle::rule : Hurdle::none;
+}
+std::string words_of(Hurdle h, const Problem& p, const Kernel& row, const Device& device) {
+  switch (h) {
+    case Hurdle::arch: return text("is for other chips than architecture ", device.arch);
+    case Hurdle::dtype: return text("does not do ", dtype_name(p.dtype));
+    case Hurdle::dim: return text("head dim at most ", row.max_dim);
+    case Hurdle::features: return missing(p.features, row.features, FEATURE_WORDS) + " not supported";
+    case Hurdle::needs: return missing(p.needs, row.needs, NEED_WORDS) + " not supported";
+    case Hurdle::rule: return row.refuses(p, device);
+    case Hurdle::none: break;
+  }
+  return "";
+}
+
+std::span<const Kernel> rows_of(const Backend& backend) { return {backend.first, static_cast<size_t>(backend.count)}; }
+// A sentence for each row before the one that fits.
+std::vector<std::string> reasons(const Problem& problem, const Device& device) {
+  std::vector<std::string> sentences;
+  for (const Backend* backend : backends_of(device.kind))
+    for (const Kernel& row : rows_of(*backend)) {
+      if (row.pass != problem.pass) continue;
+      const Hurdle h = hurdle(problem, row, device);
+      if (h == Hurdle::none) return sentences;
+      sentences.push_back(text(row.name, ": ", words_of(h, problem, row, device)));
+    }
+  return sentences;
 }
 const char* device_words(DeviceKind kind) {
   constexpr const char* words[] = {"CPU", "CUDA", "Metal", "ROCm"};
@@ -53,36 +82,30 @@ const char* device_words(DeviceKind kind) {
 }  // namespace
 
 Choice choose(const Problem& problem, const Device& device) {
-  Choice choice;
   for (const Backend* backend : backends_of(device.kind))
-    for (const Kernel* row = backend->first; row != backend->first + backend->count; row++) {
-      if (row->pass != problem.pass) continue;
-      const std::string why = refusal(problem, *row, device);
-      if (why.empty()) {
-        choice.backend = backend;
-        choice.row = row;
-        return choice;
-      }
-      choice.reasons.push_back(text(row->name, ": ", why));
-    }
-  return choice;
+    for (const Kernel& row : rows_of(*backend))
+      if (row.pass == problem.pass && hurdle(problem, row, device) == Hurdle::none) return {backend, &row};
+  return {};
 }
 
 Plan make_plan(const Problem& problem, const Device& device) {
   const Choice choice = choose(problem, device);
   if (!choice.row) {
     std::string why = text("no ", device_words(device.kind), " kernel takes this call");
-    for (const std::string& reason : choice.reasons) why += (&reason == &choice.reasons.front() ? ": " : "; ") + reason;
-    throw Error(Error::Kind::unsupported,
-                text("[", problem.function, "] ", why, choice.reasons.empty() ? ": this build has no such backend." : "."));
+    const char* between = ": ";
+    for (const std::string& reason : reasons(problem, device)) why += between + reason, between = "; ";
+    const char* end = backends_of(device.kind).empty() ? ": this build has no such backend." : ".";
+    throw Error(Error::Kind::unsupported, text("[", problem.function, "] ", why, end));
   }
-  return choice.backend->plan(problem, *choice.row, device);
+  Plan plan = choice.backend->plan(problem, *choice.row, device);
+  plan.backend = choice.backend;
+  return plan;
 }
 
 std::string explain(const Problem& problem, const Device& device) {
   const Choice choice = choose(problem, device);
   std::string lines;
-  for (const std::string& reason : choice.reasons) lines += "not " + reason + "\n";
+  for (const std::string& reason : reasons(problem, device)) lines += "not " + reason + "\n";
   if (!choice.row) return lines + text("no ", device_words(device.kind), " kernel takes this call");
   lines += text("runs ", choice.row->name, " (", choice.backend->name, "):");
   const Plan plan = choice.backend->plan(problem, *choice.row, device);

@@ -1,7 +1,10 @@
 // The table of the CPU's kernels: best first, the first row that takes a call wins.
 #include "cpu/kernels.h"
 
+#include <iterator>
+
 #include "cpu/plan.h"
+#include "cpu/run.h"
 #include "cpu/tiles.h"
 
 namespace fa::cpu {
@@ -38,5 +41,5 @@ constexpr Kernel KERNELS[] = {
 };
 }  // namespace
 
-const Backend BACKEND{"cpu", KERNELS, static_cast<int>(sizeof(KERNELS) / sizeof(KERNELS[0])), plan};
+const Backend BACKEND{"cpu", KERNELS, static_cast<int>(std::size(KERNELS)), plan, device, run, true};
 }  // namespace fa::cpu

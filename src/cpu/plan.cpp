@@ -12,7 +12,7 @@ struct Planner {
   const Problem& problem;
   Plan plan;
 
-  Planner(const Problem& p, const Kernel& row) : problem(p), plan{p, "cpu", &row, {}, {}} {}
+  Planner(const Problem& p, const Kernel& row) : problem(p), plan{p, &row, {}, {}} {}
 
   int temporary(DType dtype, int64_t count) {
     plan.temporaries.push_back(Temporary{dtype, count});

@@ -24,7 +24,6 @@ using Memory = std::unique_ptr<void, Free>;
 struct Context {
   const Plan& plan;
   const Buffers& buffers;
-  const std::vector<void*>& temporaries;
   const std::vector<Sequence>& sequences;
   int threads;
   Stop& stop;
@@ -51,10 +50,11 @@ JobT<Real> make_job(const Context& c, const Launch& launch) {
   job.stopped = [](void* stop) { return static_cast<Stop*>(stop)->now(); };
   job.stop = &c.stop;
   for (const Argument& a : launch.arguments) {
-    const bool own = a.from.temporary >= 0;
-    const size_t t = static_cast<size_t>(own ? a.from.temporary : 0);
-    job.arrays[static_cast<int>(a.as)] = own ? c.temporaries[t] : c.buffers[a.from.role].data;
-    if (a.as == Role::part_out) job.part_dtype = own ? c.plan.temporaries[t].dtype : c.buffers[a.from.role].dtype;
+    job.arrays[static_cast<int>(a.as)] = c.buffers.at(a.from);
+    if (a.as == Role::part_out) {
+      const int own = a.from.temporary;
+      job.part_dtype = own >= 0 ? c.plan.temporaries[static_cast<size_t>(own)].dtype : c.buffers[a.from.role].dtype;
+    }
   }
   if (const void* seed = job.arrays[static_cast<int>(Role::seed)]) {  // uint32[4] or int64[2]: the same bytes
     uint32_t words[3];
@@ -80,18 +80,19 @@ void run_launch(const Context& c, const Launch& launch) {
 }
 }  // namespace
 
-Device device() { return Device{DeviceKind::cpu, 0, thread_count(), 0}; }
+Device device(Place) { return Device{DeviceKind::cpu, 0, thread_count(), 0}; }
 
-void run(const Plan& plan, const Buffers& buffers, bool (*interrupted)()) {
-  const std::vector<Sequence> sequences = read_sequences(plan.problem, buffers);
+void run(const Plan& plan, const Buffers& given, Stream, bool (*interrupted)()) {
+  const std::vector<Sequence> sequences = read_sequences(plan.problem, given);
   std::vector<Memory> owned;
-  std::vector<void*> temporaries = buffers.temporaries;
-  for (size_t i = temporaries.size(); i < plan.temporaries.size(); i++) {
-    owned.emplace_back(allocate(static_cast<size_t>(plan.temporaries[i].count * element_bytes(plan.temporaries[i].dtype))));
+  std::vector<void*> temporaries;
+  for (const Temporary& t : plan.temporaries) {
+    owned.emplace_back(allocate(static_cast<size_t>(t.count * element_bytes(t.dtype))));
     temporaries.push_back(owned.back().get());
   }
+  const Buffers buffers{given.arrays, temporaries};
   Stop stop(interrupted);
-  const Context context{plan, buffers, temporaries, sequences, thread_count(), stop};
+  const Context context{plan, buffers, sequences, thread_count(), stop};
   for (const Launch& launch : plan.launches) run_launch(context, launch);
 }
 }  // namespace fa::cpu
