@@ -48,7 +48,7 @@ struct Constant {
   const char* name;
   int value;
 };
-struct Grid {
+struct Grid {  // of blocks (threadgroups), and the threads of each, on every backend
   int blocks[3] = {1, 1, 1}, threads[3] = {1, 1, 1};
 };
 struct Launch {
@@ -57,6 +57,7 @@ struct Launch {
   ParamsT<double> params;
   std::vector<Argument> arguments;
   // GPUs only:
+  const char* source = nullptr;  // the file of the backend's kernels/ that has `kernel`: core/kernel_text.h gives its text
   std::vector<Constant> constants = {};
   Grid grid = {};
   int shared_bytes = 0;  // of a block, beyond what the kernel declares
