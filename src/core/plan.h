@@ -38,6 +38,7 @@ struct Source {
 struct Argument {
   Role as;
   Source from;
+  bool written = false;  // by this launch: Metal's runners ask, where what a kernel writes is a new array (other backends need not say)
 };
 struct Temporary {
   DType dtype;
