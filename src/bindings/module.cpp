@@ -11,6 +11,7 @@
 #include "bindings/shared.h"
 #include "core/error.h"
 #include "core/execute.h"
+#include "core/kernel_text.h"
 #include "core/names.h"
 #include "cpu/dispatch.h"
 #include "cpu/run.h"
@@ -189,6 +190,7 @@ NB_MODULE(_core, m) {
     return argument_name(Call(function.c_str(), Pass::forward), static_cast<Role>(role));
   });
   m.def("kernel_table", kernel_table);
+  m.def("kernel_text", kernel_text, nb::arg("backend"), nb::arg("source"));
   m.def("isa", [] { return std::string(cpu::isa().name); });
   m.def("threads", [] { return cpu::device().cores; });
   std::vector<std::string> roles;

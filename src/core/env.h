@@ -13,4 +13,6 @@ inline std::string cpu_isa() { return read("FLASH_ATTENTION_CPU_ISA"); }
 // FLASH_ATTENTION_NUM_THREADS: threads of the CPU backend; wins over OMP_NUM_THREADS.
 inline std::string num_threads() { return read("FLASH_ATTENTION_NUM_THREADS"); }
 inline std::string omp_num_threads() { return read("OMP_NUM_THREADS"); }
+// FLASH_ATTENTION_KERNELS=<src>: GPU kernel texts of a checkout instead of those inside the library.
+inline std::string kernels() { return read("FLASH_ATTENTION_KERNELS"); }
 }  // namespace fa::env
