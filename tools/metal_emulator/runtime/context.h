@@ -1,0 +1,87 @@
+// Switching between the threads of a threadgroup: each is a fiber on its own stack, and a switch saves only what a call must preserve.
+#pragma once
+#include <cstdint>
+
+extern "C" void emulator_switch(void** save, void* to);
+
+#if defined(__x86_64__)
+asm(R"(
+.text
+.globl emulator_switch
+.hidden emulator_switch
+.type emulator_switch,@function
+emulator_switch:
+  pushq %rbp
+  pushq %rbx
+  pushq %r12
+  pushq %r13
+  pushq %r14
+  pushq %r15
+  movq %rsp,(%rdi)
+  movq %rsi,%rsp
+  popq %r15
+  popq %r14
+  popq %r13
+  popq %r12
+  popq %rbx
+  popq %rbp
+  ret
+.size emulator_switch,.-emulator_switch
+)");
+#elif defined(__aarch64__)
+asm(R"(
+.text
+.globl emulator_switch
+.hidden emulator_switch
+.type emulator_switch,@function
+emulator_switch:
+  sub sp, sp, #160
+  stp x19, x20, [sp, #0]
+  stp x21, x22, [sp, #16]
+  stp x23, x24, [sp, #32]
+  stp x25, x26, [sp, #48]
+  stp x27, x28, [sp, #64]
+  stp x29, x30, [sp, #80]
+  stp d8, d9, [sp, #96]
+  stp d10, d11, [sp, #112]
+  stp d12, d13, [sp, #128]
+  stp d14, d15, [sp, #144]
+  mov x9, sp
+  str x9, [x0]
+  mov sp, x1
+  ldp x19, x20, [sp, #0]
+  ldp x21, x22, [sp, #16]
+  ldp x23, x24, [sp, #32]
+  ldp x25, x26, [sp, #48]
+  ldp x27, x28, [sp, #64]
+  ldp x29, x30, [sp, #80]
+  ldp d8, d9, [sp, #96]
+  ldp d10, d11, [sp, #112]
+  ldp d12, d13, [sp, #128]
+  ldp d14, d15, [sp, #144]
+  add sp, sp, #160
+  ret
+.size emulator_switch,.-emulator_switch
+)");
+#else
+#error "the emulator knows x86-64 and aarch64"
+#endif
+
+namespace emulator {
+
+// A stack on which the first switch enters `entry`; top must be a multiple of 16.
+inline void* fresh_stack(char* top, void (*entry)()) {
+  void** slot = reinterpret_cast<void**>(top);
+#if defined(__x86_64__)
+  *--slot = nullptr;  // where a return address would be: keeps the stack aligned as after a call
+  *--slot = reinterpret_cast<void*>(entry);
+  for (int i = 0; i < 6; i++) *--slot = nullptr;
+#else
+  slot -= 20;
+  for (int i = 0; i < 20; i++) slot[i] = nullptr;
+  slot[11] = reinterpret_cast<void*>(entry);  // x30
+#endif
+  return slot;
+}
+
+}  // namespace emulator
