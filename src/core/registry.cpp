@@ -6,11 +6,14 @@
 #include "core/names.h"
 #include "core/plan.h"
 #include "cpu/kernels.h"
+#include "metal/kernels.h"
 
 namespace fa {
 std::span<const Backend* const> backends_of(DeviceKind kind) {
   static constexpr const Backend* CPU[] = {&cpu::BACKEND};
+  static constexpr const Backend* METAL[] = {&metal::BACKEND};
   if (kind == DeviceKind::cpu) return CPU;
+  if (kind == DeviceKind::metal) return METAL;
   return {};
 }
 

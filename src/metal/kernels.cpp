@@ -1,0 +1,22 @@
+// The table of the Metal kernels: best first, the first row that takes a call wins.
+#include "metal/kernels.h"
+
+#include <iterator>
+
+#include "metal/plan.h"
+
+namespace fa::metal {
+namespace {
+constexpr unsigned FLOATS = dtype_bit(DType::f16) | dtype_bit(DType::bf16) | dtype_bit(DType::f32);
+constexpr unsigned ALL = ~0u;
+
+constexpr Kernel KERNELS[] = {
+    // name, pass, architectures, dtypes, head dim, features, needs, other rules
+    {"forward_plain", Pass::forward, 0, 0, FLOATS, 512, ALL, ALL, nullptr},
+};
+
+Device device(Place) { return Device{DeviceKind::metal, 0, 0, 32768}; }
+}  // namespace
+
+const Backend BACKEND{"metal", KERNELS, static_cast<int>(std::size(KERNELS)), plan, device, nullptr, false};
+}  // namespace fa::metal
