@@ -16,7 +16,8 @@ from .rewriter import Rewriter
 
 HERE = Path(__file__).resolve().parent
 OLDEST, NEWEST = 17, 24  # clang versions to look for; before 17 there is no bfloat arithmetic
-BUILDS = ("plain", "instrumented")
+# counted: as instrumented, but what is watched is what clang's optimiser leaves of the text, as a device's compiler would.
+BUILDS = ("plain", "instrumented", "counted")
 # Apple's headers, all of which the shim answers with one text.
 HEADERS = (
     "metal_stdlib",
@@ -157,9 +158,13 @@ class Compiler:
             return
         # The sanitizer's pass skips what lies in an address space: those are taken out of clang's intermediate text first.
         raw = run([compiler(), *flags, "-Xclang", "-disable-llvm-passes", "-S", "-emit-llvm", "-o", "-"], source)
-        instrument = [*INSTRUMENTED, "-mllvm", "-tsan-instrument-func-entry-exit=0", "-mllvm", "-tsan-instrument-atomics=0"]
+        hooks = ("-tsan-instrument-func-entry-exit=0", "-tsan-instrument-atomics=0", "-tsan-instrument-read-before-write=1")
+        instrument = [*INSTRUMENTED, *(word for hook in hooks for word in ("-mllvm", hook))]
         assembly = [compiler(), "-w", "-fPIC", *machine_flags(), *instrument, "-x", "ir", "-", "-S", "-o", "-"]
-        run([compiler(), "-w", "-shared", "-x", "assembler", "-", "-o", out], run(assembly, flattened(raw)))
+        run(
+            [compiler(), "-w", "-shared", "-x", "assembler", "-", "-o", out],
+            run(assembly, flattened(raw, every_access=build == "instrumented")),
+        )
 
     def once(self, name: str, create) -> Path:
         """The file or folder `name`, made by create(path) if it is not there."""
@@ -184,9 +189,13 @@ def run(command: list[str], text: str | None = None) -> str:
     return done.stdout
 
 
-def flattened(intermediate: str) -> str:
-    """LLVM's text without address spaces."""
-    text = re.sub(r" addrspace\([123]\)", "", intermediate)
+def flattened(intermediate: str, every_access: bool) -> str:
+    """LLVM's text without address spaces. With every_access the optimiser must leave all loads and stores in them as they are: it would
+    move a read past the end under the condition that its value is used, where no check sees it."""
+    text = intermediate
+    if every_access:
+        text = re.sub(r"(?m)^(\s+(?:%\S+ = load|store)) (?!volatile)(.* addrspace\([123]\) )", r"\1 volatile \2", text)
+    text = re.sub(r" addrspace\([123]\)", "", text)
     text = re.sub(r"\n\s*(%[\w.]+) = addrspacecast ptr ([^ ,]+) to ptr[^\n]*", r"\n  \1 = bitcast ptr \2 to ptr", text)
     text = re.sub(r"addrspacecast \(ptr ([^()]+) to ptr\)", r"\1", text)
     # Intrinsics carry the spaces in their names, and so are declared once a space.

@@ -63,7 +63,7 @@ class Fault:
 
 @dataclass
 class Report:
-    """What a launch did. Bytes are counted by instrumented builds only."""
+    """What a launch did. Bytes are counted by builds that watch accesses; those of constant memory are not."""
 
     faults: list[Fault] = field(default_factory=list)
     threads: int = 0
@@ -93,7 +93,9 @@ class Report:
 class Emulator:
     """Compiles and launches kernels.
 
-    build       "plain": fast; finds divergence, limits, crashes, writes around buffers. "instrumented": watches every access, too
+    build       "plain": fast; finds divergence, limits, crashes, writes around buffers
+                "instrumented": watches every access of the text, too
+                "counted": watches the accesses that an optimising compiler leaves; what its byte counters say is the cost
     order       in which lanes, simdgroups and groups run: "ascending" or "descending"; results must not depend on it
     cache_dir   where compiled kernels are kept; default: build/metal_emulator of the checkout
     """
@@ -141,7 +143,7 @@ class Emulator:
         return report
 
     def run(self, module, kernel, parameters, buffers, grid, threadgroup, text, report) -> None:
-        checked = self.build == "instrumented"
+        checked = self.build != "plain"
         placed = [b and Placed(b, p, checked) for b, p in zip(buffers, parameters)]
         views = (host.BufferView * host.MAX_BUFFERS)()
         for p, parameter in zip(placed, parameters):
@@ -170,6 +172,7 @@ class Placed:
         array = self.array = buffer.array
         self.name = parameter.name.decode()
         self.writable = bool(parameter.writable)
+        self.constant = parameter.space == host.CONSTANT
         self.initialised = buffer.initialised or not self.writable
         first, end = extent(array)
         self.size = end - first
@@ -184,7 +187,8 @@ class Placed:
 
     def view(self) -> host.BufferView:
         memory = self.raw.ctypes.data
-        return host.BufferView(memory + self.offset, memory + self.start, self.size, self.name.encode(), self.writable, self.initialised)
+        flags = (self.writable, self.constant, self.initialised)
+        return host.BufferView(memory + self.offset, memory + self.start, self.size, self.name.encode(), *flags)
 
     def write_back(self) -> None:
         array = self.array

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import functools
 from pathlib import Path
 
 MAX_BUFFERS = 31
@@ -51,6 +50,7 @@ class BufferView(ctypes.Structure):
         ("size", ctypes.c_size_t),
         ("name", ctypes.c_char_p),
         ("writable", ctypes.c_int),
+        ("constant", ctypes.c_int),
         ("initialised", ctypes.c_int),
     ]
 
@@ -100,11 +100,15 @@ class Module:
             ctypes.memmove(constant.address, raw, constant.size)
 
 
-@functools.cache
+_runtime: list[ctypes.CDLL] = []
+
+
 def runtime(path: Path) -> ctypes.CDLL:
-    """The runtime, with its symbols visible to the modules that are loaded after it."""
-    library = ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
-    pointers = [Kernel, BufferView, Dispatch, Counters]
-    library.emulator_launch.argtypes = [*map(ctypes.POINTER, pointers), ctypes.c_char_p, ctypes.c_size_t]
-    library.emulator_launch.restype = ctypes.c_int
-    return library
+    """The runtime, with its symbols visible to the modules that are loaded after it. One a process: modules find its services by name."""
+    if not _runtime:
+        library = ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
+        pointers = [Kernel, BufferView, Dispatch, Counters]
+        library.emulator_launch.argtypes = [*map(ctypes.POINTER, pointers), ctypes.c_char_p, ctypes.c_size_t]
+        library.emulator_launch.restype = ctypes.c_int
+        _runtime.append(library)
+    return _runtime[0]

@@ -194,9 +194,9 @@ class Rewriter:
     def array_parameter(self, space: str) -> bool:
         """`constant const int x[2]` in a parameter list: clang wants the pointer it decays to."""
         end, depth = self.at + 1, 0
-        while end < len(self.tokens):
+        while True:
             text = self.tokens[end].text
-            if depth == 0 and text in (",", ")", ";", "{", "=", "[["):
+            if depth == 0 and text in (",", ")", ">", "]", ";", "{", "=", "[["):
                 break
             depth += (text in "([<") - (text in ")]>")
             end += 1

@@ -97,10 +97,11 @@ void check_cells(Cell* cells, Kind kind, const Access& a) {
   }
 }
 
-// Atomics race with nothing here; they must hit memory that something was written to, and count as writing it.
+// Atomics race with nothing here. One that is no plain store must hit memory that something was written to.
 void check_atomic(Cell* cells, const Access& a) {
   for (unsigned i = 0; i < a.size; i++) {
-    if (!cells[i].written) report("uninitialised read", 0, a.instruction, a.subject, "an atomic on memory never written: " + place(a, i));
+    if (!a.write && !cells[i].written)
+      report("uninitialised read", 0, a.instruction, a.subject, "an atomic on memory never written: " + place(a, i));
     cells[i].written = true;
   }
 }
@@ -135,7 +136,7 @@ void threadgroup_access(size_t at, Access a, bool atomic) {
 
 void device_access(int index, size_t offset, Access a, bool atomic) {
   const BufferView& buffer = machine.buffers[index];
-  (a.write ? machine.counters->device_written : machine.counters->device_read) += a.size;
+  if (!buffer.constant) (a.write ? machine.counters->device_written : machine.counters->device_read) += a.size;
   a.subject = buffer.name;
   a.offset = offset;
   if (!buffer.writable) {
@@ -233,8 +234,8 @@ void* emulator_threadgroup_variable(int id, size_t size, size_t alignment, const
   return machine.arena + variable.offset;
 }
 
-void emulator_atomic_access(const volatile void* address, size_t size) {
-  if (machine.dispatch->checked) check(address, static_cast<unsigned>(size), true, true, true, __builtin_return_address(0));
+void emulator_atomic_access(const volatile void* address, size_t size, bool reads) {
+  if (machine.dispatch->checked) check(address, static_cast<unsigned>(size), !reads, true, true, __builtin_return_address(0));
 }
 
 #define HERE __builtin_return_address(0)

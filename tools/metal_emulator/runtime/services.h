@@ -85,6 +85,7 @@ struct BufferView {
   size_t size;
   const char* name;
   int writable;
+  int constant;     // in constant memory: its bytes are not counted
   int initialised;  // 0: an output that holds only poison so far
 };
 struct Dispatch {
@@ -115,7 +116,8 @@ void emulator_multiply(int site, const float* a, const float* b, const float* c,
 // The same meeting as emulator_exchange for an operation that needs all 32 lanes and stands for `multiplications` 8x8x8 products.
 void emulator_matrix_exchange(int site, const void* in, unsigned in_size, void* out, unsigned out_size, emulator::Combine combine,
                               int multiplications);
-void emulator_atomic_access(const volatile void* address, size_t size);
+// reads: not a plain store
+void emulator_atomic_access(const volatile void* address, size_t size, bool reads);
 
 // For the host. Faults are lines "kind <tab> line of text or 0 <tab> offset of the instruction or 0 <tab> sentence".
 int emulator_launch(const emulator::Kernel* kernel, const emulator::BufferView* buffers, const emulator::Dispatch* dispatch,

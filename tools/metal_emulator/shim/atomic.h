@@ -16,15 +16,15 @@ typedef atomic<bool> atomic_bool;
 
 namespace emulated {
 template <class P>
-FA_UNCHECKED inline void touch(P* place) {
-  emulator_atomic_access((const volatile void*)place, sizeof place->value);
+FA_UNCHECKED inline void touch(P* place, bool reads) {
+  emulator_atomic_access((const volatile void*)place, sizeof place->value, reads);
 }
 }  // namespace emulated
 
 #define FA_FETCH(SPACE, NAME, EXPRESSION)                                                                          \
   template <class T, class U>                                                                                      \
   FA_UNCHECKED inline T atomic_fetch_##NAME##_explicit(volatile SPACE atomic<T>* place, U operand, memory_order) { \
-    emulated::touch(place);                                                                                        \
+    emulated::touch(place, true);                                                                                  \
     const T before = place->value, x = static_cast<T>(operand);                                                    \
     place->value = static_cast<T>(EXPRESSION);                                                                     \
     return before;                                                                                                 \
@@ -32,18 +32,18 @@ FA_UNCHECKED inline void touch(P* place) {
 #define FA_ATOMICS(SPACE)                                                                                                             \
   template <class T>                                                                                                                  \
   FA_UNCHECKED inline T atomic_load_explicit(const volatile SPACE atomic<T>* place, memory_order) {                                   \
-    emulated::touch(place);                                                                                                           \
+    emulated::touch(place, true);                                                                                                     \
     return place->value;                                                                                                              \
   }                                                                                                                                   \
   template <class T, class U>                                                                                                         \
   FA_UNCHECKED inline void atomic_store_explicit(volatile SPACE atomic<T>* place, U value, memory_order) {                            \
-    emulated::touch(place);                                                                                                           \
+    emulated::touch(place, false);                                                                                                    \
     place->value = static_cast<T>(value);                                                                                             \
   }                                                                                                                                   \
   template <class T, class U>                                                                                                         \
   FA_UNCHECKED inline bool atomic_compare_exchange_weak_explicit(volatile SPACE atomic<T>* place, T* expected, U value, memory_order, \
                                                                  memory_order) {                                                      \
-    emulated::touch(place);                                                                                                           \
+    emulated::touch(place, true);                                                                                                     \
     const T before = place->value;                                                                                                    \
     const bool same = before == *expected;                                                                                            \
     if (same) place->value = static_cast<T>(value);                                                                                   \
@@ -52,7 +52,7 @@ FA_UNCHECKED inline void touch(P* place) {
   }                                                                                                                                   \
   template <class T, class U>                                                                                                         \
   FA_UNCHECKED inline T atomic_exchange_explicit(volatile SPACE atomic<T>* place, U value, memory_order) {                            \
-    emulated::touch(place);                                                                                                           \
+    emulated::touch(place, true);                                                                                                     \
     const T before = place->value;                                                                                                    \
     place->value = static_cast<T>(value);                                                                                             \
     return before;                                                                                                                    \
