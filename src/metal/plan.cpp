@@ -41,6 +41,9 @@ struct Planner {
       if (problem.wanted(r)) l.arguments.push_back(Argument{r, Source{r, -1}, true});
   }
 
+  Strides contiguous(int64_t rows, int heads, int dim) const {
+    return Strides{packed() ? 0 : rows * heads * dim, int64_t{heads} * dim, dim};
+  }
   bool packed() const { return (problem.needs & VARLEN) != 0; }
   // the sequences, and behind packed ones the slots that belong to none
   int sequences() const { return problem.params.batch + (packed() ? 1 : 0); }
@@ -48,7 +51,34 @@ struct Planner {
   // threadgroups of `rows` rows for the longest sequence; one at least where slots may belong to none
   int row_blocks(int rows) const { return std::max(divide_up(problem.max_rows, rows), packed() ? 1 : 0); }
 
+  int key_blocks(int keys) const { return std::max(divide_up(problem.max_keys, keys), packed() ? 1 : 0); }
+
+  int temporary(DType dtype, int64_t count) {
+    plan.temporaries.push_back(Temporary{dtype, count});
+    return static_cast<int>(plan.temporaries.size()) - 1;
+  }
+  static void bind(Launch& l, Role as, int temporary, bool written) {
+    l.arguments.push_back(Argument{as, Source{Role::COUNT, temporary}, written});
+  }
+
   void forward_plain();
+  void backward_plain();
+  void append();
+  void merge();
+
+ private:
+  void after_forward();
+  void delta();
+  // every backward launch reads delta: the caller's array where it wants one, else a temporary
+  void reads_delta(Launch& l) const {
+    if (problem.wanted(Role::delta))
+      l.arguments.push_back(Argument{Role::delta, Source{Role::delta, -1}});
+    else
+      bind(l, Role::delta, delta_, false);
+  }
+  Launch& gradient(const char* source, const char* kernel, Grid grid);
+  void other_gradients();
+  int delta_ = -1;
 };
 
 void Planner::forward_plain() {
@@ -57,6 +87,89 @@ void Planner::forward_plain() {
   reads(l, {Role::q, Role::k, Role::v, Role::seed, Role::slopes, Role::bias, Role::sink});
   reads_places(l);
   writes(l, {Role::out, Role::lse});
+  after_forward();
+}
+void Planner::after_forward() {
+  if (!problem.wanted(Role::probabilities)) return;
+  const ParamsT<double>& p = problem.params;
+  Launch& l = launch("plain.metal", "probabilities", divide_up(problem.max_rows, PLAIN_SIMDGROUPS), p.heads, p.batch, PLAIN_SIMDGROUPS);
+  reads(l, {Role::q, Role::k});
+  l.arguments.push_back(Argument{Role::lse, Source{Role::lse, -1}});
+  reads(l, {Role::seed, Role::slopes, Role::bias});
+  reads_places(l);
+  writes(l, {Role::probabilities});
+}
+
+void Planner::delta() {
+  Launch& l = launch("small.metal", "delta", row_blocks(PLAIN_SIMDGROUPS), problem.params.heads, sequences(), PLAIN_SIMDGROUPS);
+  reads(l, {Role::dout, Role::out, Role::lse, Role::dlse});
+  reads_places(l);
+  if (problem.wanted(Role::delta)) return writes(l, {Role::delta});
+  delta_ = temporary(DType::f32, problem.total_rows * problem.params.heads);
+  bind(l, Role::delta, delta_, true);
+}
+// Reads all that a gradient of the scores needs.
+Launch& Planner::gradient(const char* source, const char* kernel, Grid grid) {
+  Launch& l = launch(source, kernel, grid.blocks[0], grid.blocks[1], grid.blocks[2], grid.threads[0] / SIMD);
+  reads(l, {Role::q, Role::k, Role::v, Role::dout, Role::lse});
+  reads_delta(l);
+  reads(l, {Role::seed, Role::slopes, Role::bias});
+  reads_places(l);
+  return l;
+}
+void Planner::backward_plain() {
+  const ParamsT<double>& p = problem.params;
+  const int threads = SIMD * PLAIN_SIMDGROUPS;
+  delta();
+  writes(gradient("plain.metal", "row_gradient_plain", {{row_blocks(PLAIN_SIMDGROUPS), p.heads, sequences()}, {threads}}), {Role::dq});
+  writes(gradient("plain.metal", "key_gradient_plain", {{key_blocks(PLAIN_SIMDGROUPS), p.kv_heads, sequences()}, {threads}}),
+         {Role::dk, Role::dv});
+  other_gradients();
+}
+void Planner::other_gradients() {
+  const ParamsT<double>& p = problem.params;
+  if (problem.wanted(Role::dbias)) {
+    const int64_t* own = problem.bias_shape;
+    const Grid grid{{static_cast<int>(own[3]), static_cast<int>(own[2]), static_cast<int>(own[1] * own[0])}, {SIMD * PLAIN_SIMDGROUPS}};
+    writes(gradient("plain.metal", "bias_gradient", grid), {Role::dbias});
+  }
+  if (problem.wanted(Role::dsink)) {
+    Launch& l = launch("small.metal", "sink_gradient", p.heads, 1, 1, 1);
+    reads(l, {Role::lse});
+    reads_delta(l);
+    reads(l, {Role::sink});
+    reads_places(l);
+    writes(l, {Role::dsink});
+  }
+}
+
+// New keys into the caches, where there are some, which are then written in place; or rotated into a new array. And queries.
+void Planner::append() {
+  const ParamsT<double>& p = problem.params;
+  if (problem.has(Role::k) || problem.wanted(Role::rotated_k)) {
+    Launch& l = launch("small.metal", "append", divide_up(problem.new_rows, PLAIN_SIMDGROUPS), p.kv_heads, p.batch, PLAIN_SIMDGROUPS);
+    l.params.appended = problem.new_rows;
+    reads(l, {Role::new_k, Role::new_v, Role::cos, Role::sin});
+    reads_places(l);
+    for (Role r : {Role::k, Role::v})
+      if (problem.has(r)) l.arguments.push_back(Argument{r, Source{r, -1}, true});
+    writes(l, {Role::rotated_k});
+  }
+  if (problem.wanted(Role::rotated_q)) {
+    Launch& l = launch("small.metal", "rotate_queries", divide_up(problem.max_rows, PLAIN_SIMDGROUPS), p.heads, p.batch, PLAIN_SIMDGROUPS);
+    l.params.mask.rows = static_cast<int>(problem.max_rows);
+    reads(l, {Role::q, Role::cos, Role::sin});
+    reads_places(l);
+    writes(l, {Role::rotated_q});
+  }
+}
+
+void Planner::merge() {
+  const ParamsT<double>& p = problem.params;
+  Launch& l = launch("small.metal", "merge", row_blocks(PLAIN_SIMDGROUPS), p.heads, p.batch, PLAIN_SIMDGROUPS);
+  reads(l, {Role::part_out, Role::part_lse});
+  writes(l, {Role::out, Role::lse});
+  l.params.q = contiguous(problem.max_rows, p.heads, p.value_dim);
 }
 }  // namespace
 
@@ -64,6 +177,9 @@ Plan plan(const Problem& problem, const Kernel& row, const Device&) {
   Planner planner(problem, row);
   const auto is = [&](const char* name) { return std::strcmp(row.name, name) == 0; };
   if (is("forward_plain")) planner.forward_plain();
+  if (is("backward_plain")) planner.backward_plain();
+  if (is("append")) planner.append();
+  if (is("merge")) planner.merge();
   std::erase_if(planner.plan.launches,
                 [](const Launch& l) { return l.grid.blocks[0] == 0 || l.grid.blocks[1] == 0 || l.grid.blocks[2] == 0; });
   return planner.plan;

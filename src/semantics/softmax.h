@@ -54,6 +54,11 @@ FA_FN V lse_remainder(V lse) {
   const V lost = fma(lse, V(1.4426950408889634), V(0.0) - product);
   return select(lse <= V(-1e30), V(0.0), fma(lse, V(1.9259629911266175e-8), lost));
 }
+// P of a row whose lse is known: probability() with lse_reference() for its maximum, and what that lost
+template <class V>
+FA_FN V saved_probability(V score, V unit, V reference, V remainder) {
+  return exp2(fma(score, unit, V(0.0) - reference) - remainder);
+}
 // dS of one element in natural units: P (kept (dO.V) - delta), delta = rowsum(dO * O) - dlse
 template <class V>
 FA_FN V score_gradient(V probability, V kept, V product, V delta) {

@@ -340,6 +340,15 @@ TEST(Softmax, LseReferenceIsTheLseInLog2Units) {
   EXPECT_EQ(fa::lse_remainder(fa::minus_infinity()), 0.0f);
 }
 
+TEST(Softmax, SavedProbabilityLosesNoBitsOfTheLse) {
+  for (const float lse : {-300.25f, 0.7f, 54.321f, 299.9f, 1e4f})
+    for (const float below : {0.0f, 0.25f, 3.0f}) {
+      const float score = lse - below, unit = static_cast<float>(LOG2E), reference = fa::lse_reference(lse), rest = fa::lse_remainder(lse);
+      const double exponent = static_cast<double>(score) * static_cast<double>(unit) - static_cast<double>(reference);
+      EXPECT_NEAR(fa::saved_probability(score, unit, reference, rest), std::exp2(exponent - static_cast<double>(rest)), 3e-7) << lse;
+    }
+}
+
 // loss = sum_j c_j P_j m_j r: its derivative by a score, against score_gradient
 TEST(Softmax, ScoreGradientByCentralDifferences) {
   const std::vector<double> scores{0.3, -1.2, 2.0, 0.9}, product{0.5, -2.0, 1.25, 3.0}, kept{0, 1.25, 1.25, 0};
