@@ -1,0 +1,309 @@
+// Attention forward on tensor cores since Ampere (mma.sync), 16-bit inputs, every feature.
+// Tile     FA_BM query rows x FA_BN keys; a warp owns FA_BM / (warps / FA_SPLIT) rows and, beyond head dim 256, 1 / FA_SPLIT of the columns.
+// Who      one block for a tile of rows of one head; all its warps walk the same keys, from the last visible block to the first.
+// Memory   Q once; K and V in a ring of two stages filled by cp.async one block ahead, one barrier a block; S and P in registers only.
+// Speed    docs/performance.md. The maximum moves only when a score exceeds it by LAZY (log2 units): the sums stay exact, and the
+//          output is rarely rescaled.
+#include "words/panel.cuh"
+#include "words/score.cuh"
+
+namespace fa::cuda {
+namespace {
+constexpr int BM = FA_BM, BN = FA_BN, DIM = FA_DIM, VALUE_DIM = FA_VALUE_DIM, WARPS = FA_WARPS, SPLIT = FA_SPLIT, THREADS = WARPS * 32;
+constexpr int ROWS = BM / (WARPS / SPLIT), COLUMNS = VALUE_DIM / SPLIT;     // of one warp
+constexpr int MT = ROWS / 16, NT = BN / 8, KT = DIM / 16, OT = COLUMNS / 8;  // tiles of its products
+static_assert(ROWS % 16 == 0 && BN % 16 == 0 && COLUMNS % 16 == 0);
+constexpr float LAZY = 8;
+constexpr unsigned ALL_LANES = 0xffffffffu;
+
+using QPanel = Panel<BM, DIM>;
+using KPanel = Panel<BN, DIM>;
+using VPanel = Panel<BN, VALUE_DIM>;
+using OutPanel = Panel<BM, VALUE_DIM>;
+constexpr int Q_BYTES = BM * (DIM > VALUE_DIM ? DIM : VALUE_DIM) * 2, STAGE_BYTES = KPanel::BYTES + VPanel::BYTES;
+
+// The state of a warp's rows. Register [m][n][2 h + e] of a product belongs to row m * 16 + g + 8 h, column n * 8 + 2 t + e.
+struct State {
+  float out[MT][OT][4];
+  Softmax<float> softmax[MT][2];
+};
+
+FA_FN float quad_max(float x) {
+  x = max(x, __shfl_xor_sync(ALL_LANES, x, 1));
+  return max(x, __shfl_xor_sync(ALL_LANES, x, 2));
+}
+FA_FN float quad_sum(float x) {
+  x += __shfl_xor_sync(ALL_LANES, x, 1);
+  return x + __shfl_xor_sync(ALL_LANES, x, 2);
+}
+
+// S = Q K^T
+FA_FN void products(float (&s)[MT][NT][4], const Tiles<QPanel>& q, const Tiles<KPanel>& k) {
+#pragma unroll
+  for (int step = 0; step < KT; step++) {
+    unsigned a[MT][4];
+#pragma unroll
+    for (int m = 0; m < MT; m++) load_matrices(a[m], q.at(m * 16, step * 2));
+#pragma unroll
+    for (int n = 0; n < NT; n += 2) {
+      unsigned b[4];
+      load_matrices(b, k.at(n * 8, step * 2));
+#pragma unroll
+      for (int m = 0; m < MT; m++) {
+        if (step == 0) {
+          multiply(s[m][n], a[m], b[0], b[1]);
+          multiply(s[m][n + 1], a[m], b[2], b[3]);
+        } else {
+          multiply_add(s[m][n], a[m], b[0], b[1]);
+          multiply_add(s[m][n + 1], a[m], b[2], b[3]);
+        }
+      }
+    }
+  }
+}
+
+// score and hide. row, key: of this lane's register [0][0][0]
+FA_FN void score_tile(float (&s)[MT][NT][4], const Elements& elements, int row, int key, bool edge) {
+#pragma unroll
+  for (int m = 0; m < MT; m++)
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+      const int r = row + m * 16 + h * 8;
+      if constexpr (CHANGED) {
+#pragma unroll
+        for (int n = 0; n < NT; n++)
+#pragma unroll
+          for (int e = 0; e < 2; e++) s[m][n][2 * h + e] = elements.score(s[m][n][2 * h + e], r, key + n * 8 + e);
+      }
+      if (edge) {
+        const Interval<int> seen = visible_keys(elements.mask, r);
+#pragma unroll
+        for (int n = 0; n < NT; n++)
+#pragma unroll
+          for (int e = 0; e < 2; e++) {
+            const int j = key + n * 8 + e;
+            s[m][n][2 * h + e] = j >= seen.first && j < seen.end ? s[m][n][2 * h + e] : hidden();
+          }
+      }
+    }
+}
+
+// weigh: scores become probabilities relative to the running maximum
+FA_FN void weigh(float (&s)[MT][NT][4], State& state, float unit) {
+  float top[MT][2];
+  bool moved = false;
+#pragma unroll
+  for (int m = 0; m < MT; m++)
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+      float t = s[m][0][2 * h];
+#pragma unroll
+      for (int n = 0; n < NT; n++) t = max(max(t, s[m][n][2 * h]), s[m][n][2 * h + 1]);
+      top[m][h] = t * unit;
+      moved = moved || top[m][h] > state.softmax[m][h].max + LAZY;
+    }
+  if (__any_sync(ALL_LANES, moved)) {
+#pragma unroll
+    for (int m = 0; m < MT; m++)
+#pragma unroll
+      for (int h = 0; h < 2; h++) {
+        const Softmax<float> before = state.softmax[m][h];
+        state.softmax[m][h] = advance(before, quad_max(top[m][h]));
+        const float factor = rescale(before.max, state.softmax[m][h].max);
+#pragma unroll
+        for (int o = 0; o < OT; o++) state.out[m][o][2 * h] *= factor, state.out[m][o][2 * h + 1] *= factor;
+      }
+  }
+#pragma unroll
+  for (int m = 0; m < MT; m++)
+#pragma unroll
+    for (int h = 0; h < 2; h++)
+#pragma unroll
+      for (int n = 0; n < NT; n++)
+#pragma unroll
+        for (int e = 0; e < 2; e++) {
+          float& x = s[m][n][2 * h + e];
+          x = probability(x, unit, state.softmax[m][h].max);
+          state.softmax[m][h].sum += x;
+        }
+}
+
+FA_FN void drop(float (&s)[MT][NT][4], const Elements& elements, int row, int key) {
+  const bool aligned = elements.dropout_aligned();
+#pragma unroll
+  for (int m = 0; m < MT; m++)
+#pragma unroll
+    for (int e = 0; e < 2; e++)
+#pragma unroll
+      for (int tile = 0; tile < NT; tile += 4) {
+        const Words<unsigned> words = elements.dropout_tile(row + m * 16, key + tile * 8 + e);
+#pragma unroll
+        for (int n = tile; n < tile + 4 && n < NT; n++)
+#pragma unroll
+          for (int h = 0; h < 2; h++) {
+            // a block starts at a multiple of BN keys: its tiles may begin in the middle of a call's 32
+            const bool keep = aligned && BN % 32 == 0 ? elements.keeps_in(words, h * 8, (n - tile) * 8)
+                                                      : elements.keeps(row + m * 16 + h * 8, key + n * 8 + e);
+            if (!keep) s[m][n][2 * h + e] = 0;
+          }
+      }
+}
+
+// O += P V
+FA_FN void accumulate(State& state, const float (&s)[MT][NT][4], const Tiles<VPanel>& v, int first_chunk) {
+#pragma unroll
+  for (int step = 0; step < BN / 16; step++) {
+    unsigned a[MT][4];
+#pragma unroll
+    for (int m = 0; m < MT; m++) {
+      const float(&left)[4] = s[m][2 * step];
+      const float(&right)[4] = s[m][2 * step + 1];
+      a[m][0] = pack(left[0], left[1]), a[m][1] = pack(left[2], left[3]);
+      a[m][2] = pack(right[0], right[1]), a[m][3] = pack(right[2], right[3]);
+    }
+#pragma unroll
+    for (int o = 0; o < OT; o += 2) {
+      unsigned b[4];
+      load_transposed(b, v.at(step * 16, first_chunk + o));
+#pragma unroll
+      for (int m = 0; m < MT; m++) {
+        multiply_add(state.out[m][o], a[m], b[0], b[1]);
+        multiply_add(state.out[m][o + 1], a[m], b[2], b[3]);
+      }
+    }
+  }
+}
+}  // namespace
+
+extern "C" __global__ void __launch_bounds__(THREADS, FA_BLOCKS)
+    forward(const __grid_constant__ Params p, const __grid_constant__ Arrays a) {
+  extern __shared__ __align__(128) unsigned char shared[];
+  const unsigned base = shared_address(shared);
+
+  // where: the longest rows of a causal mask first
+  const Sequence sequence = sequence_of(p, a, static_cast<int>(blockIdx.z));
+  const Mask mask = mask_of(sequence);
+  const int head = static_cast<int>(blockIdx.y), kv_head = kv_head_of(head, p.group);
+  const int row0 = static_cast<int>(gridDim.x - 1 - blockIdx.x) * BM;
+  if (row0 >= mask.rows) return;
+  const int rows = min(mask.rows - row0, BM);
+  const int warp_row = warp_of() / SPLIT * ROWS, first_chunk = warp_of() % SPLIT * (COLUMNS / 8);
+  const int lane_row = warp_row + lane_of() / 4, lane_column = lane_of() % 4 * 2;
+  const Elements elements(p, a, sequence, head);
+
+  // range
+  const Interval<int> any = any_visible(mask, row0, row0 + rows - 1), all = all_visible(mask, row0, row0 + rows - 1);
+  const int first_block = max(any.first, 0) / BN, end_block = any.end > any.first ? divide_up(any.end, BN) : first_block;
+
+  const auto k_panel = [&](int stage) { return KPanel{base + Q_BYTES + static_cast<unsigned>(stage * STAGE_BYTES)}; };
+  const auto v_panel = [&](int stage) { return VPanel{base + Q_BYTES + static_cast<unsigned>(stage * STAGE_BYTES + KPanel::BYTES)}; };
+  const int k_width = copy_width(a.k, p.k), v_width = copy_width(a.v, p.v);
+  const auto fill_keys = [&](int block, int stage) {
+    fill<THREADS>(k_panel(stage), mask.keys - block * BN, p.dim, k_width, keys_from(p, sequence, a.k, p.k, block * BN, kv_head));
+  };
+  const auto fill_values = [&](int block, int stage) {
+    fill<THREADS>(v_panel(stage), mask.keys - block * BN, p.value_dim, v_width, keys_from(p, sequence, a.v, p.v, block * BN, kv_head));
+  };
+
+  const QPanel q_panel{base};
+  if (end_block > first_block) {
+    fill<THREADS>(q_panel, rows, p.dim, copy_width(a.q, p.q), rows_from(sequence, a.q, p.q, row0, head));
+    fill_keys(end_block - 1, 0);
+    commit();
+    fill_values(end_block - 1, 0);
+  }
+  commit();
+
+  State state;
+#pragma unroll
+  for (int m = 0; m < MT; m++) {
+#pragma unroll
+    for (int o = 0; o < OT; o++)
+#pragma unroll
+      for (int i = 0; i < 4; i++) state.out[m][o][i] = 0;
+    state.softmax[m][0] = state.softmax[m][1] = Softmax<float>{no_maximum(), 0};
+  }
+  const float unit = elements.unit();
+  const Tiles<QPanel> q = Tiles<QPanel>::straight(q_panel, warp_row);
+  int stage = 0;
+#pragma unroll 1
+  for (int block = end_block - 1; block >= first_block; block--, stage ^= 1) {
+    const bool begins = block == end_block - 1;
+    if (begins)
+      wait<1>();  // the first V may come during the first products
+    else
+      wait<0>();
+    __syncthreads();  // this block is there, and everybody has left the one before, whose stage is free
+    if (block > first_block) {
+      fill_keys(block - 1, stage ^ 1);
+      fill_values(block - 1, stage ^ 1);
+    }
+    commit();
+
+    float s[MT][NT][4];
+    products(s, q, Tiles<KPanel>::crossed(k_panel(stage), 0));
+    const int key0 = block * BN;
+    score_tile(s, elements, row0 + lane_row, key0 + lane_column, key0 < all.first || key0 + BN > all.end);
+    weigh(s, state, unit);
+    if constexpr (DROPS) drop(s, elements, row0 + lane_row, key0 + lane_column);
+    if (begins) {
+      wait<1>();
+      __syncthreads();
+    }
+    accumulate(state, s, Tiles<VPanel>::straight(v_panel(stage), 0), first_chunk);
+  }
+
+  // finish
+  float factor[MT][2];
+#pragma unroll
+  for (int m = 0; m < MT; m++)
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+      Softmax<float> sum = state.softmax[m][h];
+      sum.sum = quad_sum(sum.sum);
+      if constexpr ((F & SINK) != 0) {
+        const float before = sum.max;
+        sum = add_sink(sum, sink_of(a, head));
+        factor[m][h] = rescale(before, sum.max) * inverse_sum(sum) * elements.keep_scale;
+      } else {
+        factor[m][h] = inverse_sum(sum) * elements.keep_scale;
+      }
+      const int r = lane_row + m * 16 + h * 8;
+      if (lane_column == 0 && first_chunk == 0 && r < rows)
+        static_cast<float*>(a.lse)[lse_offset(p, sequence, row0 + r, head)] = log_sum_exp(sum);
+    }
+  if constexpr (FA_OUT == 3) {
+    float* const out_rows = static_cast<float*>(a.out);
+#pragma unroll
+    for (int m = 0; m < MT; m++)
+#pragma unroll
+      for (int h = 0; h < 2; h++) {
+        const int r = lane_row + m * 16 + h * 8;
+        if (r >= rows) continue;
+        float* const out = out_rows + row_offset(p.out, sequence, row0 + r, head);
+#pragma unroll
+        for (int o = 0; o < OT; o++)
+#pragma unroll
+          for (int e = 0; e < 2; e++) {
+            const int column = (first_chunk + o) * 8 + lane_column + e;
+            if (column < p.value_dim) out[column] = state.out[m][o][2 * h + e] * factor[m][h];
+          }
+      }
+  } else {
+    __syncthreads();  // Q's memory becomes the output's: whole rows leave in wide stores
+    const OutPanel out_panel{base};
+#pragma unroll
+    for (int m = 0; m < MT; m++)
+#pragma unroll
+      for (int h = 0; h < 2; h++)
+#pragma unroll
+        for (int o = 0; o < OT; o++)
+          store_4(out_panel.address(lane_row + m * 16 + h * 8, first_chunk + o) + static_cast<unsigned>(lane_column * 2),
+                  pack(state.out[m][o][2 * h] * factor[m][h], state.out[m][o][2 * h + 1] * factor[m][h]));
+    __syncthreads();
+    Element* const out_rows = static_cast<Element*>(a.out);
+    drain<THREADS>(out_panel, rows, p.value_dim, copy_width(a.out, p.out),
+                   [&](int r) { return out_rows + row_offset(p.out, sequence, row0 + r, head); });
+  }
+}
+}  // namespace fa::cuda

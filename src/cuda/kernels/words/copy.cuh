@@ -1,0 +1,53 @@
+// Rows from global to shared memory behind the arithmetic (cp.async), zeros where there is nothing to read.
+#pragma once
+#include "element.cuh"
+namespace fa::cuda {
+FA_FN unsigned shared_address(const void* pointer) { return static_cast<unsigned>(__cvta_generic_to_shared(pointer)); }
+
+// `valid` of the 16 (8) bytes are read, the rest become 0.
+FA_FN void copy_16(unsigned to, const void* from, int valid) {
+  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(valid) : "memory");
+}
+FA_FN void copy_16(unsigned to, const void* from) {
+  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
+}
+FA_FN void copy_8(unsigned to, const void* from, int valid) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(to), "l"(from), "r"(valid) : "memory");
+}
+FA_FN void store_16(unsigned to, uint4 words) {
+  asm volatile("st.shared.v4.u32 [%0], {%1,%2,%3,%4};" ::"r"(to), "r"(words.x), "r"(words.y), "r"(words.z), "r"(words.w) : "memory");
+}
+FA_FN void store_4(unsigned to, unsigned word) { asm volatile("st.shared.u32 [%0], %1;" ::"r"(to), "r"(word) : "memory"); }
+FA_FN uint4 load_16(unsigned from) {
+  uint4 words;
+  asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(words.x), "=r"(words.y), "=r"(words.z), "=r"(words.w) : "r"(from) : "memory");
+  return words;
+}
+FA_FN void commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+// until at most `pending` of this thread's groups are under way
+template <int PENDING>
+FA_FN void wait() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
+}
+
+// The widest copy that an array's address and strides allow, in bytes: 16, 8, or 0 for one element at a time.
+FA_FN int copy_width(const void* pointer, Int64 row, Int64 head, Int64 batch) {
+  const unsigned long long bits = reinterpret_cast<unsigned long long>(pointer) | static_cast<unsigned long long>((row | head | batch) * 2);
+  return (bits & 15u) == 0 ? 16 : (bits & 7u) == 0 ? 8 : 0;
+}
+FA_FN int copy_width(const void* pointer, Strides s) { return copy_width(pointer, s.row, s.head, s.batch); }
+
+// The first `valid` bytes of 16, from memory aligned to `width` (8, or an element) bytes only; the rest become 0.
+FA_FN void copy_narrow(unsigned to, const Element* from, int valid, int width) {
+  if (width == 8) {
+    copy_8(to, from, min(valid, 8));
+    copy_8(to + 8, valid > 8 ? from + 4 : from, max(valid - 8, 0));
+  } else {
+    unsigned words[4] = {};
+#pragma unroll
+    for (int i = 0; i < 8; i++)
+      if (i < valid / 2) words[i / 2] |= static_cast<unsigned>(from[i].bits) << (16 * (i % 2));
+    store_16(to, uint4{words[0], words[1], words[2], words[3]});
+  }
+}
+}  // namespace fa::cuda
