@@ -146,9 +146,10 @@ class Emulator:
         checked = self.build != "plain"
         placed = [b and Placed(b, p, checked) for b, p in zip(buffers, parameters)]
         views = (host.BufferView * host.MAX_BUFFERS)()
+        # An absent reference must point somewhere: compilers load through references before it is clear that the value is used.
+        absent = np.full(256, POISON, np.uint8)
         for p, parameter in zip(placed, parameters):
-            if p:
-                views[parameter.code - host.BUFFER] = p.view()
+            views[parameter.code - host.BUFFER] = p.view() if p else host.BufferView(absent.ctypes.data)
         dispatch = host.Dispatch(tuple(grid), tuple(threadgroup), self.order == "descending", checked)
         counters = host.Counters()
         faults = ctypes.create_string_buffer(1 << 16)

@@ -29,6 +29,7 @@ class KernelFunction:
 
     codes: list[str]
     names: list[str]
+    is_template: bool
 
 
 @dataclass
@@ -51,6 +52,7 @@ class Rewriter:
         self.last_name = ""
         self.variables = 0
         self.in_kernel_head = False
+        self.in_template_head = False
         while self.at < len(self.tokens):
             self.step()
         return "".join(self.out) + self.table()
@@ -75,6 +77,7 @@ class Rewriter:
         self.before = [self.before[1], means]
         if means in STATEMENT_ENDS:
             self.statement = len(self.out)
+            self.in_template_head = False
 
     def step(self) -> None:
         token = self.tokens[self.at]
@@ -115,6 +118,7 @@ class Rewriter:
         else:
             if self.in_kernel_head and text != "void" and self.peek(self.at + 1) == "(":
                 self.kernel_parameters(text)
+            self.in_template_head |= text == "template"
             self.last_name = text
             self.write(text, self.at + 1, text)
 
@@ -250,7 +254,7 @@ class Rewriter:
     def kernel_parameters(self, kernel: str) -> None:
         start = self.skip(self.at + 1)
         self.in_kernel_head = False
-        found = KernelFunction([], [])
+        found = KernelFunction([], [], self.in_template_head)
         parameters = split_at_commas(significant(self.tokens[start + 1 : closing(self.tokens, start)]))
         taken: set[int] = set()
         for parameter in parameters:
@@ -272,8 +276,7 @@ class Rewriter:
 
     def table(self) -> str:
         """The module's table of contents, which host.py reads."""
-        templates = {expression.split("<")[0].strip() for _, expression in self.instances}
-        instances = self.instances + [(kernel, kernel) for kernel in self.kernels if kernel not in templates]
+        instances = self.instances + [(kernel, kernel) for kernel, found in self.kernels.items() if not found.is_template]
         lines = ["", '# 1 "table of kernels"', "namespace {"]
         for kernel, found in self.kernels.items():
             lines.append(f"constexpr int codes_{kernel}[] = {{{', '.join(found.codes)}}};")
