@@ -6,7 +6,7 @@ add_library(flash_attn $<TARGET_OBJECTS:flash_attn_objects>)
 add_library(flash_attn::flash_attn ALIAS flash_attn)
 target_include_directories(flash_attn PUBLIC $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}/include> $<INSTALL_INTERFACE:${CMAKE_INSTALL_INCLUDEDIR}>)
 target_compile_features(flash_attn PUBLIC cxx_std_20)
-target_link_libraries(flash_attn PRIVATE Threads::Threads)
+target_link_libraries(flash_attn PRIVATE Threads::Threads ${CMAKE_DL_LIBS})
 set_target_properties(flash_attn PROPERTIES VERSION ${PROJECT_VERSION} SOVERSION ${PROJECT_VERSION_MAJOR})
 
 install(TARGETS flash_attn EXPORT flash_attn_targets COMPONENT cpp

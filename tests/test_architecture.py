@@ -67,6 +67,8 @@ def may_include(path: Path, header: str) -> bool:
     if header[0] == "<" or where[0] == "bindings":
         return True
     header = header[1:]
+    if (path.parent / header).exists():
+        header = (path.parent / header).relative_to(SRC).as_posix()
     storey = header.split("/")[0]
     if where[0] == "core":
         lists_backends = where[1] == "registry.cpp" and header in {f"{b}/kernels.h" for b in BACKENDS}

@@ -45,10 +45,16 @@ def main() -> int:
         print(f"  CPU    ready: instruction set {_core.isa()}, {_core.threads()} threads")
     except ValueError as error:
         print(f"  CPU    {error}")
+    cuda = _core.cuda_state()
+    print(f"  CUDA   driver: {cuda['driver']}")
+    for number, device in enumerate(cuda["devices"]):
+        print(f"         device {number}: {device}")
+    print(f"         compiler: {cuda['compiler']}")
+    print(f"         compiled kernels: {cuda['cache']}")
     present = {row["backend"] for row in _core.kernel_table()}
-    for backend in ("cuda", "metal", "rocm"):
+    for backend in ("metal", "rocm"):
         if backend not in present:
-            print(f"  {backend.upper() if backend == 'cuda' else backend.capitalize():6} not in this release")
+            print(f"  {backend.capitalize():6} not in this release")
     print("frameworks")
     for module, note in (
         ("numpy", "NumPy arrays: all seven functions, explicit gradients"),

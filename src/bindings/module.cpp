@@ -11,7 +11,6 @@
 #include "bindings/shared.h"
 #include "core/error.h"
 #include "core/execute.h"
-#include "core/kernel_text.h"
 #include "core/names.h"
 #include "cpu/dispatch.h"
 #include "cpu/run.h"
@@ -19,7 +18,7 @@
 namespace nb = nanobind;
 
 namespace fa {
-using bindings::contiguous, bindings::interrupted, bindings::options_of;
+using bindings::contiguous, bindings::interrupted, bindings::options_of, bindings::set_arrays;
 namespace {
 // A Tensor, with the Python buffer that keeps its memory.
 struct View {
@@ -81,19 +80,25 @@ struct Prepared {
   Prepared(std::string name, Pass pass) : function(std::move(name)), call(function.c_str(), pass) {}
 };
 
-void set_arrays(Call& call, const nb::list& arrays) {
+}  // namespace
+
+void bindings::set_arrays(Call& call, const nb::list& arrays) {
   for (nb::handle item : arrays) {
     const auto pair = nb::cast<nb::tuple>(item);
     call.arrays[nb::cast<int>(pair[0])] = nb::cast<View&>(pair[1]).tensor;
   }
 }
 
-// describe, check the values where the host can read them (`checked`), choose and plan
-std::unique_ptr<Prepared> prepare_call(const std::string& function, int pass, const nb::list& arrays, const nb::tuple& options) {
+namespace {
+
+// describe, check the values where the host can read them, choose and plan; `plain`: by the backend's plain kernel
+std::unique_ptr<Prepared> prepare_call(const std::string& function, int pass, const nb::list& arrays, const nb::tuple& options,
+                                       bool plain) {
   auto p = std::make_unique<Prepared>(function, static_cast<Pass>(pass));
   p->call.options = options_of(options);
   set_arrays(p->call, arrays);
   p->plan = prepare(p->call, device_of(p->call));
+  if (plain) p->plan = plain_plan(p->plan.problem, device_of(p->call));
   return p;
 }
 
@@ -160,6 +165,8 @@ NB_MODULE(_core, m) {
   nb::class_<Prepared>(m, "Prepared")
       .def_prop_ro("outputs", [](const Prepared& p) { return outputs_list(p.plan.problem, p.call); })
       .def_prop_ro("kernel", [](const Prepared& p) { return std::string(p.plan.row->name); })
+      .def_prop_ro("pass_", [](const Prepared& p) { return static_cast<int>(p.plan.problem.pass); })
+      .def_prop_ro("launches", [](const Prepared& p) { return bindings::launches_of(p.plan); })
       .def_prop_ro("temporaries",
                    [](const Prepared& p) {  // (dtype, count) of each that run() wants
                      std::vector<std::tuple<int, int64_t>> list;
@@ -171,7 +178,8 @@ NB_MODULE(_core, m) {
         for (const Temporary& t : p.plan.temporaries) bytes += t.count * element_bytes(t.dtype);
         return bytes;
       });
-  m.def("prepare", prepare_call, nb::arg("function"), nb::arg("pass_"), nb::arg("arrays"), nb::arg("options"));
+  m.def("prepare", prepare_call, nb::arg("function"), nb::arg("pass_"), nb::arg("arrays"), nb::arg("options"),
+        nb::arg("plain") = false);
   m.def("run", run_prepared, nb::arg("prepared"), nb::arg("outputs"), nb::arg("main_thread"), nb::arg("temporaries") = nb::list(),
         nb::arg("stream") = 0);
   m.def("describe", [](const std::string& function, int pass, const nb::list& arrays, const nb::tuple& options) {
@@ -190,7 +198,8 @@ NB_MODULE(_core, m) {
     return argument_name(Call(function.c_str(), Pass::forward), static_cast<Role>(role));
   });
   m.def("kernel_table", kernel_table);
-  m.def("kernel_text", kernel_text, nb::arg("backend"), nb::arg("source"));
+  bindings::bind_gpu(m);
+  bindings::bind_launches(m);
   m.def("isa", [] { return std::string(cpu::isa().name); });
   m.def("threads", [] { return cpu::device().cores; });
   std::vector<std::string> roles;

@@ -7,10 +7,13 @@
 namespace fa::bindings {
 // flash_attn/call.py lists the same names in the same order.
 Options options_of(const nanobind::tuple& values);
+// Views by role, [(role, View)], become the arrays of a call.
+void set_arrays(Call& call, const nanobind::list& arrays);
 // Whether rows (or only the last axis) lie without gaps.
 bool contiguous(const Tensor& t, bool last_axis_only);
 // Ctrl-C and other signals, asked for from a thread that does not hold the interpreter.
 bool interrupted();
 
 void bind_exchange(nanobind::module_& m);
+void bind_gpu(nanobind::module_& m);
 }  // namespace fa::bindings

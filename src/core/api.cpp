@@ -3,6 +3,7 @@
 #include <utility>
 #include <vector>
 
+#include "core/env.h"
 #include "core/error.h"
 #include "core/execute.h"
 #include "core/names.h"
@@ -35,9 +36,33 @@ Device device_of(const Call& call) {
   return backends.empty() ? Device{place.kind, 0, 0, 0} : backends.front()->device(place);
 }
 
+namespace {
+// The arrays that check_values() reads, copied to the host.
+void check_copies(const Call& call, const Problem& problem, void (*read)(const Tensor&, void*)) {
+  Call copied = call;
+  std::vector<std::vector<int32_t>> memory;
+  for (Role r : {Role::cu_rows, Role::cu_keys, Role::used_rows, Role::used_keys, Role::lengths, Role::cache_rows, Role::leftpad, Role::pages})
+    if (Tensor& t = copied[r]) {
+      int64_t last = 0;  // of a table whose rows may lie apart
+      for (int i = 0; i < t.rank; i++) last += (t.shape[i] - 1) * t.stride[i];
+      memory.emplace_back(static_cast<size_t>(std::max<int64_t>(last + 1, 0)));
+      Tensor all = t;
+      all.rank = 1;
+      all.shape[0] = static_cast<int64_t>(memory.back().size());
+      if (!memory.back().empty()) read(all, memory.back().data());
+      t.data = memory.back().data();
+    }
+  check_values(copied, problem);
+}
+}  // namespace
+
 Plan prepare(const Call& call, const Device& device) {
   const Problem problem = describe(call);
+  const auto backends = backends_of(device.kind);
+  const auto read = backends.empty() ? nullptr : backends.front()->read;
   if (device.kind == DeviceKind::cpu) check_values(call, problem);
+  if (read) check_memory(call, problem);
+  if (read && env::check()) check_copies(call, problem, read);
   return make_plan(problem, device);
 }
 

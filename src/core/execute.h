@@ -5,7 +5,7 @@
 #include "core/plan.h"
 
 namespace fa {
-// describe, check_values (where the host can read), choose, plan
+// describe, check_values (where the host can read, or FLASH_ATTENTION_CHECK=1 copies; else check_memory), choose, plan
 Plan prepare(const Call& call, const Device& device);
 // The device of a call's arrays, for planning.
 Device device_of(const Call& call);

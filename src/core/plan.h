@@ -92,6 +92,8 @@ struct Backend {
   // calling thread, and ends with Error (interrupted) when it returns true. Null: launched from Python only.
   void (*run)(const Plan&, const Buffers&, Stream, bool (*interrupted)());
   bool allocates;  // run() has memory for the plan's temporaries itself; otherwise the caller brings them, aligned to TEMPORARY_ALIGNMENT
+  // For memory that the host cannot read: copies a contiguous array to it, after all work that was queued before. Null elsewhere.
+  void (*read)(const Tensor&, void* to) = nullptr;
 };
 constexpr int64_t TEMPORARY_ALIGNMENT = 256;
 
@@ -103,6 +105,8 @@ struct Choice {
 Choice choose(const Problem& problem, const Device& device);
 // choose() and plan(); throws Error (unsupported) with every reason when no row fits.
 Plan make_plan(const Problem& problem, const Device& device);
+// The same by the plain kernel, which is the last row of every table: what others are compared with.
+Plan plain_plan(const Problem& problem, const Device& device);
 std::string explain(const Problem& problem, const Device& device);
 
 // Backends of one kind of device, best first (registry.cpp is the only file that lists them).

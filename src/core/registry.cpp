@@ -6,13 +6,16 @@
 #include "core/names.h"
 #include "core/plan.h"
 #include "cpu/kernels.h"
+#include "cuda/kernels.h"
 #include "metal/kernels.h"
 
 namespace fa {
 std::span<const Backend* const> backends_of(DeviceKind kind) {
   static constexpr const Backend* CPU[] = {&cpu::BACKEND};
+  static constexpr const Backend* CUDA[] = {&cuda::BACKEND};
   static constexpr const Backend* METAL[] = {&metal::BACKEND};
   if (kind == DeviceKind::cpu) return CPU;
+  if (kind == DeviceKind::cuda) return CUDA;
   if (kind == DeviceKind::metal) return METAL;
   return {};
 }
@@ -102,6 +105,15 @@ Plan make_plan(const Problem& problem, const Device& device) {
   }
   Plan plan = choice.backend->plan(problem, *choice.row, device);
   plan.backend = choice.backend;
+  return plan;
+}
+
+Plan plain_plan(const Problem& problem, const Device& device) {
+  Choice last = choose(problem, device);
+  for (const Kernel& row : rows_of(*last.backend))
+    if (row.pass == problem.pass && hurdle(problem, row, device) == Hurdle::none) last.row = &row;
+  Plan plan = last.backend->plan(problem, *last.row, device);
+  plan.backend = last.backend;
   return plan;
 }
 

@@ -119,6 +119,8 @@ struct Values {
 };
 }  // namespace
 
+void check_memory(const Call& call, const Problem& problem) { Values{call, problem}.memory(); }
+
 void check_values(const Call& call, const Problem& problem) {
   const Values v{call, problem};
   v.memory();
