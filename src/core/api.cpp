@@ -41,7 +41,8 @@ namespace {
 void check_copies(const Call& call, const Problem& problem, void (*read)(const Tensor&, void*)) {
   Call copied = call;
   std::vector<std::vector<int32_t>> memory;
-  for (Role r : {Role::cu_rows, Role::cu_keys, Role::used_rows, Role::used_keys, Role::lengths, Role::cache_rows, Role::leftpad, Role::pages})
+  for (Role r :
+       {Role::cu_rows, Role::cu_keys, Role::used_rows, Role::used_keys, Role::lengths, Role::cache_rows, Role::leftpad, Role::pages})
     if (Tensor& t = copied[r]) {
       int64_t last = 0;  // of a table whose rows may lie apart
       for (int i = 0; i < t.rank; i++) last += (t.shape[i] - 1) * t.stride[i];

@@ -9,15 +9,15 @@
 
 namespace fa::cuda {
 namespace {
-#define AT_ROLE(role) static_assert(offsetof(Arrays, role) == sizeof(void*) * static_cast<size_t>(Role::role));
-AT_ROLE(q)
-AT_ROLE(k)
-AT_ROLE(v) AT_ROLE(out) AT_ROLE(lse) AT_ROLE(probabilities) AT_ROLE(dout) AT_ROLE(dlse) AT_ROLE(dq) AT_ROLE(dk) AT_ROLE(dv) AT_ROLE(delta)
-    AT_ROLE(seed) AT_ROLE(slopes) AT_ROLE(bias) AT_ROLE(dbias) AT_ROLE(sink) AT_ROLE(dsink) AT_ROLE(cu_rows) AT_ROLE(cu_keys)
-        AT_ROLE(used_rows) AT_ROLE(used_keys) AT_ROLE(lengths) AT_ROLE(cache_rows) AT_ROLE(leftpad) AT_ROLE(pages) AT_ROLE(new_k)
-            AT_ROLE(new_v) AT_ROLE(cos) AT_ROLE(sin) AT_ROLE(rotated_q) AT_ROLE(rotated_k) AT_ROLE(part_out) AT_ROLE(part_lse)
-#undef AT_ROLE
-                static_assert(offsetof(Arrays, total_rows) == sizeof(void*) * ROLES, "a role is missing in words/arrays.cuh");
+#define IN_PLACE(role) (offsetof(Arrays, role) == sizeof(void*) * static_cast<size_t>(Role::role))
+static_assert(IN_PLACE(q) && IN_PLACE(k) && IN_PLACE(v) && IN_PLACE(out) && IN_PLACE(lse) && IN_PLACE(probabilities) && IN_PLACE(dout) &&
+              IN_PLACE(dlse) && IN_PLACE(dq) && IN_PLACE(dk) && IN_PLACE(dv) && IN_PLACE(delta) && IN_PLACE(seed) && IN_PLACE(slopes) &&
+              IN_PLACE(bias) && IN_PLACE(dbias) && IN_PLACE(sink) && IN_PLACE(dsink) && IN_PLACE(cu_rows) && IN_PLACE(cu_keys) &&
+              IN_PLACE(used_rows) && IN_PLACE(used_keys) && IN_PLACE(lengths) && IN_PLACE(cache_rows) && IN_PLACE(leftpad) &&
+              IN_PLACE(pages) && IN_PLACE(new_k) && IN_PLACE(new_v) && IN_PLACE(cos) && IN_PLACE(sin) && IN_PLACE(rotated_q) &&
+              IN_PLACE(rotated_k) && IN_PLACE(part_out) && IN_PLACE(part_lse));
+#undef IN_PLACE
+static_assert(offsetof(Arrays, total_rows) == sizeof(void*) * ROLES, "a role is missing in words/arrays.cuh");
 
 // What is the same for all launches of a plan.
 Arrays bounds_of(const Problem& problem, const Buffers& buffers) {
