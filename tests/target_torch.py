@@ -10,7 +10,7 @@ BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
 
 def to_torch(array):
-    """A tensor on the same memory, with the same strides where torch has such (it has no negative ones)."""
+    """A CPU tensor on the same memory, with the same strides where torch has such (it has no negative ones)."""
     if not isinstance(array, np.ndarray):
         return array
     if any(stride < 0 for stride in array.strides):
@@ -25,18 +25,26 @@ def to_torch(array):
 def to_numpy(tensor):
     if tensor is None:
         return None
-    tensor = tensor.detach()
+    tensor = tensor.detach().cpu()
     return tensor.view(torch.uint16).numpy().view(BFLOAT16) if tensor.dtype == torch.bfloat16 else tensor.numpy()
 
 
-def converted(options):
-    return {name: to_torch(value) for name, value in options.items()}
-
-
 class TorchTarget:
-    """CPU tensors."""
+    """Tensors of one device."""
 
-    name = "torch"
+    def __init__(self, device: str = "cpu"):
+        self.device, self.name = device, "torch" if device == "cpu" else f"torch-{device}"
+
+    def tensor(self, array):
+        """A tensor on the device with the same strides, or what is no array as it is."""
+        tensor = to_torch(array)
+        if self.device == "cpu" or not isinstance(tensor, torch.Tensor):
+            return tensor
+        memory = torch.empty(0, dtype=tensor.dtype).set_(tensor.untyped_storage()).to(self.device)
+        return memory.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
+
+    def converted(self, options):
+        return {name: self.tensor(value) for name, value in options.items()}
 
     def takes(self, case) -> bool:
         return True
@@ -54,11 +62,11 @@ class TorchTarget:
         return function(q, k, v, *varlen, **options)
 
     def _tensors(self, arrays):
-        return [to_torch(x) for x in (arrays.q, arrays.k, arrays.v, arrays.packed)], [to_torch(x) for x in arrays.varlen]
+        return [self.tensor(x) for x in (arrays.q, arrays.k, arrays.v, arrays.packed)], [self.tensor(x) for x in arrays.varlen]
 
     def forward(self, case, arrays):
         tensors, varlen = self._tensors(arrays)
-        out, lse, probabilities = self._call(case, *tensors, varlen, converted(arrays.options))
+        out, lse, probabilities = self._call(case, *tensors, varlen, self.converted(arrays.options))
         if not case.dropout:
             assert probabilities.shape == (0,), f"S_dmask without dropout: expected (0,), found {tuple(probabilities.shape)}"
             probabilities = None
@@ -66,7 +74,7 @@ class TorchTarget:
 
     def backward(self, case, arrays, dout, dlse):
         (q, k, v, packed), varlen = self._tensors(arrays)
-        options = converted(arrays.options)
+        options = self.converted(arrays.options)
         names = {"dq": q, "dk": k, "dv": v}
         bias, sink = options.get("attn_bias"), options.get("learnable_sink")
         if bias is not None and bias.is_floating_point():
@@ -81,10 +89,10 @@ class TorchTarget:
         options.update({option: given[name] for option, name in (("attn_bias", "dbias"), ("learnable_sink", "dsink")) if name in given})
         q, k, v = (given.get(name, x) for name, x in (("dq", q), ("dk", k), ("dv", v)))
         out, lse, _ = self._call(case, q, k, v, given.get("packed"), varlen, options)
-        outputs, gradients = [out], [to_torch(dout)]
+        outputs, gradients = [out], [self.tensor(dout)]
         if dlse is not None:
             outputs.append(lse)
-            gradients.append(to_torch(dlse))
+            gradients.append(self.tensor(dlse))
         found = dict(zip(names, torch.autograd.grad(outputs, leaves, gradients)))
         if packed is not None:
             parts = found.pop("packed").unbind(-3)
@@ -96,8 +104,8 @@ class TorchTarget:
 
         caches = []
         for cache in (arrays.k_cache, arrays.v_cache):
-            caches.append(to_torch(cache))
+            caches.append(self.tensor(cache))
         out, lse = flash_attn.flash_attn_with_kvcache(
-            to_torch(arrays.q), *caches, to_torch(arrays.k), to_torch(arrays.v), return_softmax_lse=True, **converted(arrays.options)
+            self.tensor(arrays.q), *caches, self.tensor(arrays.k), self.tensor(arrays.v), return_softmax_lse=True, **self.converted(arrays.options)
         )
         return to_numpy(out), to_numpy(lse), *(to_numpy(cache) for cache in caches)

@@ -92,9 +92,12 @@ if importlib.util.find_spec("mlx") is not None:
 
     TARGETS.append(MLXTarget())
 if importlib.util.find_spec("torch") is not None:
+    import torch
     from target_torch import TorchTarget
 
     TARGETS.append(TorchTarget())
+    if torch.cuda.is_available():
+        TARGETS.append(TorchTarget("cuda"))
 
 
 def on_targets(cases):
