@@ -106,6 +106,11 @@ class TorchTarget:
         for cache in (arrays.k_cache, arrays.v_cache):
             caches.append(self.tensor(cache))
         out, lse = flash_attn.flash_attn_with_kvcache(
-            self.tensor(arrays.q), *caches, self.tensor(arrays.k), self.tensor(arrays.v), return_softmax_lse=True, **self.converted(arrays.options)
+            self.tensor(arrays.q),
+            *caches,
+            self.tensor(arrays.k),
+            self.tensor(arrays.v),
+            return_softmax_lse=True,
+            **self.converted(arrays.options),
         )
         return to_numpy(out), to_numpy(lse), *(to_numpy(cache) for cache in caches)

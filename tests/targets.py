@@ -93,6 +93,7 @@ if importlib.util.find_spec("mlx") is not None:
     TARGETS.append(MLXTarget())
 if importlib.util.find_spec("torch") is not None:
     import torch
+
     from target_torch import TorchTarget
 
     TARGETS.append(TorchTarget())
