@@ -13,6 +13,7 @@ constexpr unsigned NO_CACHE = ALL & ~(CACHED | PAGED);
 
 constexpr Kernel KERNELS[] = {
     // name, pass, architectures, dtypes, head dim, features, needs, other rules
+    {"forward", Pass::forward, 0, 0, FLOATS, 512, ALL, ALL, nullptr},
     {"forward_plain", Pass::forward, 0, 0, FLOATS, 512, ALL, ALL, nullptr},
     {"backward_plain", Pass::backward, 0, 0, FLOATS, 512, ALL, NO_CACHE, nullptr},
     {"append", Pass::append, 0, 0, FLOATS, 512, ALL, ALL, nullptr},

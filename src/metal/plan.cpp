@@ -1,13 +1,20 @@
 #include "metal/plan.h"
 
+#include <algorithm>
 #include <cstring>
 #include <initializer_list>
 
+#include "core/error.h"
 #include "metal/tiles.h"
 
 namespace fa::metal {
 namespace {
 using Roles = std::initializer_list<Role>;
+
+template <class Tile, size_t N>
+const Tile& first_fit(const Tile (&tiles)[N], int bytes, int dim) {
+  return *std::find_if(tiles, tiles + N - 1, [&](const Tile& t) { return t.bytes == bytes && t.dim >= dim; });
+}
 
 struct Planner {
   const Problem& problem;
@@ -44,6 +51,11 @@ struct Planner {
   Strides contiguous(int64_t rows, int heads, int dim) const {
     return Strides{packed() ? 0 : rows * heads * dim, int64_t{heads} * dim, dim};
   }
+  static void add(Launch& l, std::initializer_list<Constant> constants) { l.constants.insert(l.constants.end(), constants); }
+  // Threadgroup memory; the kernel declares it.
+  static void memory(Launch& l, int bytes) { add(l, {{"FA_MEMORY", std::max(divide_up(bytes, 16), 1)}}); }
+  bool has_words(std::initializer_list<Strides> arrays) const;
+
   bool packed() const { return (problem.needs & VARLEN) != 0; }
   // the sequences, and behind packed ones the slots that belong to none
   int sequences() const { return problem.params.batch + (packed() ? 1 : 0); }
@@ -61,6 +73,7 @@ struct Planner {
     l.arguments.push_back(Argument{as, Source{Role::COUNT, temporary}, written});
   }
 
+  void forward();
   void forward_plain();
   void backward_plain();
   void append();
@@ -81,6 +94,39 @@ struct Planner {
   int delta_ = -1;
 };
 
+// Whether rows may be read in words of 16 bytes: see FA_VECTOR in words/rows.metal. Strides of axes with one element do not matter.
+bool Planner::has_words(std::initializer_list<Strides> arrays) const {
+  const ParamsT<double>& p = problem.params;
+  const int step = 16 / static_cast<int>(element_bytes(problem.dtype));
+  const auto odd = [&](int64_t stride, int64_t size) { return size > 1 && stride % step != 0; };
+  if (p.dim % FRAGMENT != 0 || p.value_dim % FRAGMENT != 0) return false;
+  for (const Strides& s : arrays)
+    if (odd(s.batch, (problem.needs & (CACHED | PAGED)) != 0 ? 2 : p.batch) || odd(s.row, std::max(problem.max_rows, problem.max_keys)) ||
+        odd(s.head, p.heads))
+      return false;
+  return true;
+}
+// What FORWARD_TILES says, and how the columns of Out are cut.
+void Planner::forward() {
+  const ParamsT<double>& p = problem.params;
+  const int bytes = static_cast<int>(element_bytes(problem.dtype)), dim = round_up(p.dim, FRAGMENT);
+  const int columns = round_up(p.value_dim, FRAGMENT), part = part_columns(columns);
+  const ForwardTile& tile = first_fit(FORWARD_TILES, bytes, std::max(dim, columns));
+  const int held = tile.in_registers ? 0 : held_bytes(tile.row_tiles, dim, bytes), groups = simdgroups(held, MOST_SIMDGROUPS);
+  const int blocks = row_blocks(FRAGMENT * tile.row_tiles * groups);
+  Launch& l = launch("forward.metal", "forward", blocks, p.heads * parts(columns), sequences(), groups);
+  add(l, {{"FA_ROW_TILES", tile.row_tiles},
+          {"FA_KEY_TILES", tile.key_tiles},
+          {"FA_IN_REGISTERS", tile.in_registers},
+          {"FA_PART", part},
+          {"FA_PARTS", parts(columns)},
+          {"FA_VECTOR", has_words({p.q, p.k, p.v, p.out}) && part * parts(columns) == columns}});
+  memory(l, held * groups);
+  reads(l, {Role::q, Role::k, Role::v, Role::seed, Role::slopes, Role::bias, Role::sink});
+  reads_places(l);
+  writes(l, {Role::out, Role::lse});
+  after_forward();
+}
 void Planner::forward_plain() {
   const int blocks = row_blocks(PLAIN_SIMDGROUPS);
   Launch& l = launch("plain.metal", "forward_plain", blocks, problem.params.heads, sequences(), PLAIN_SIMDGROUPS);
@@ -176,6 +222,7 @@ void Planner::merge() {
 Plan plan(const Problem& problem, const Kernel& row, const Device&) {
   Planner planner(problem, row);
   const auto is = [&](const char* name) { return std::strcmp(row.name, name) == 0; };
+  if (is("forward")) planner.forward();
   if (is("forward_plain")) planner.forward_plain();
   if (is("backward_plain")) planner.backward_plain();
   if (is("append")) planner.append();
