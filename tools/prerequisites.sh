@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Two things a machine with Python, g++ and make may still lack, unpacked from Debian's or Ubuntu's own packages into
-# build/prerequisites (no root needed, nothing installed): Python.h, and GoogleTest for the C++ tests.
+# What a machine with Python, g++ and make may still lack. Python.h and GoogleTest are unpacked from Debian's or Ubuntu's own packages
+# into build/prerequisites (no root needed, nothing installed); clang, which runs Metal kernels on the CPU, is installed where root runs.
 #   tools/prerequisites.sh python PYTHON   ends silently if PYTHON has its headers, or once they are there
 #   tools/prerequisites.sh googletest
+#   tools/prerequisites.sh clang
 set -euo pipefail
 cd "$(dirname "$0")/.."
 folder=build/prerequisites
@@ -34,6 +35,17 @@ case $1 in
   googletest)
     if has gtest/gtest.h /usr/local/include /opt/homebrew/include || [ -e "$folder/usr/include/gtest/gtest.h" ] || unpack libgtest-dev; then exit 0; fi
     echo "The C++ tests need GoogleTest: install libgtest-dev (Debian, Ubuntu), gtest-devel (Fedora) or googletest (Homebrew)." >&2
+    ;;
+  clang)
+    for version in {24..17}; do
+      if command -v "clang++-$version" >/dev/null; then exit 0; fi
+    done
+    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+      export DEBIAN_FRONTEND=noninteractive
+      if apt-get install -y -qq --no-install-recommends clang-19 >/dev/null 2>&1; then exit 0; fi
+      if apt-get update -qq && apt-get install -y -qq --no-install-recommends clang-19 >/dev/null; then exit 0; fi
+    fi
+    echo "The Metal emulator needs clang 17 or newer: install clang-19 (Debian, Ubuntu). Its tests are skipped without." >&2
     ;;
 esac
 exit 1
