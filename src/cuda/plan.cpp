@@ -235,7 +235,7 @@ void Planner::dbias() {
   int64_t warps = divide_up(problem.bias_shape[3], WARP);
   for (int i = 0; i < 3; i++) warps *= problem.bias_shape[i];
   Launch& l =
-      with_delta(plain(GRADIENTS, "bias_gradient",
+      with_delta(plain("bias_gradient.cuh", "bias_gradient",
                        rows(std::min<int64_t>(warps, int64_t{GRID_LIMIT} * PLAIN_WARPS), PLAIN_WARPS, 1, 1, PLAIN_WARPS), BACKWARD_ROLES));
   l.arguments.push_back(Argument{Role::dbias, Source{Role::dbias, -1}});
 }
