@@ -121,12 +121,16 @@ class Compiler:
         flags = ["-std=c++20", "-O2", "-shared", "-fPIC", *machine_flags()]
         return self.once("runtime.so", lambda out: run([compiler(), *flags, *sources, "-o", out, "-ldl"]))
 
-    def rewritten(self, text: str) -> str:
-        """The C++ that clang gets to see."""
+    def preprocessed(self, text: str) -> str:
+        """The text without directives, its lines marked as those of kernel.metal."""
         command = [compiler(), *LANGUAGE, "-x", "c++", "-E", "-nostdinc", "-include", str(HERE / "shim" / "macros.h")]
         flat = run([*command, "-I", str(self.headers()), "-"], f'#line 1 "kernel.metal"\n{text}')
+        return flat[flat.index('# 1 "kernel.metal"') :]
+
+    def rewritten(self, text: str) -> str:
+        """The C++ that clang gets to see."""
         try:
-            return Rewriter(flat[flat.index('# 1 "kernel.metal"') :]).run()
+            return Rewriter(self.preprocessed(text)).run()
         except SyntaxError as error:
             raise EmulatorError(f"[metal_emulator] text: {error}") from None
 
