@@ -172,6 +172,7 @@ single = [
     *(Case(bias=axes) for axes in ("bool:bhqk", "bool:b11k", "bool:qk", "bool:hq1")),
     Case(spread=4.0),
     Case(spread=10.0),  # scores of some hundreds: exp would overflow without its maximum
+    Case(spread=30.0),  # and of thousands, with an lse to match
     Case(trend=0.5),
     Case(trend=-0.5),
     Case(packed="kv"),

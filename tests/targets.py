@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+from dataclasses import replace
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -135,11 +136,17 @@ class Formula:
 
     def backward(self, case, arrays, dout, dlse):
         options = dict(arrays.options, dlse=dlse, arithmetic=self._arithmetic(case))
-        # The rounding of the saved out and lse belongs to the interface, so the yardstick has it, too.
-        saved = (None, None) if self.exact else self.forward(case, arrays)[:2]
+        saved = (None, None) if self.exact else self._saved(case, arrays)
         function = reference.backward if case.lengths is None else reference.varlen_backward
         gradients = function(dout, arrays.q, arrays.k, arrays.v, *saved, *arrays.varlen, **options)
         return gradients._asdict()
+
+    def _saved(self, case, arrays):
+        """out and lse for the backward pass, rounded as the interface hands them over; see tolerance.py."""
+        rows = case.rows if case.lengths is None else max(rows for rows, _ in case.lengths)
+        if rows == 1:  # the same products, summed in another order
+            arrays = replace(arrays, q=arrays.q[..., ::-1], k=arrays.k[..., ::-1])
+        return self.forward(case, arrays)[:2]
 
     def with_kvcache(self, case, arrays):
         options = {name: value for name, value in arrays.options.items() if name != "num_splits"}

@@ -8,53 +8,49 @@ import pytest
 import cases
 import reference
 from cases import Case
-from judge import judge_forward
+from judge import try_forward
 from targets import expected_forward, on_targets
 from tolerance import DTYPES, check
 
 
-def run(target, case):
-    judge_forward(case, target.forward(case, cases.inputs(case)))
-
-
 @on_targets(cases.single)
 def test_single(target, case):
-    run(target, case)
+    try_forward(target, case)
 
 
 @on_targets(cases.pairs)
 def test_pairs(target, case):
-    run(target, case)
+    try_forward(target, case)
 
 
 @on_targets(cases.mixed)
 def test_mixed(target, case):
-    run(target, case)
+    try_forward(target, case)
 
 
 @on_targets(cases.edges)
 def test_edges(target, case):
-    run(target, case)
+    try_forward(target, case)
 
 
 @on_targets(cases.dims)
 def test_dims(target, case):
-    run(target, case)
+    try_forward(target, case)
 
 
 @on_targets(cases.dtypes)
 def test_dtypes(target, case):
-    run(target, case)
+    try_forward(target, case)
 
 
 @on_targets(cases.varlen + cases.paged_varlen)
 def test_varlen(target, case):
-    run(target, case)
+    try_forward(target, case)
 
 
 @on_targets(cases.strides)
 def test_strides(target, case):
-    run(target, case)
+    try_forward(target, case)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])

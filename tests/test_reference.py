@@ -538,6 +538,18 @@ def test_tolerance_can_fail():
         check(expected[:50], expected, plain, "float32", "out")
 
 
+def test_tolerance_takes_the_worst_of_both_over_all_draws():
+    expected = np.linspace(-1, 1, 100)
+    rough, bad = expected + 2e-6, expected + 5e-6
+    check(rough, expected, expected, "float32", "out", [[(expected, expected, rough)]])  # luck was the other's
+    with pytest.raises(AssertionError, match=r"error 5\.000e-06"):
+        check(rough, expected, expected, "float32", "out", [[(bad, expected, expected)], [(bad, expected, expected)]])
+    with pytest.raises(AssertionError, match="error nan"):
+        check(rough, expected, expected, "float32", "out", [[(np.full(100, np.nan), expected, rough)]])
+    never = (pytest.fail("drawn though the first comparison holds") for _ in range(1))
+    check(expected, expected, expected, "float32", "out", [never])
+
+
 @pytest.mark.parametrize("layout", ["heads_first", "sliced", "reversed", "strided"])
 def test_layouts_hold_the_same_elements(layout):
     array = inputs(Case(dtype="bfloat16", dim=33)).k

@@ -90,7 +90,7 @@ void Planner::decode() {
 void Planner::after_forward() {
   if (has_absent()) launch("clear", {Role::out, Role::lse});
   if (problem.wanted(Role::probabilities))
-    launch("probabilities", {Role::q, Role::k, Role::lse, Role::probabilities, Role::seed, Role::slopes, Role::bias});
+    launch("probabilities", {Role::q, Role::k, Role::probabilities, Role::seed, Role::slopes, Role::bias, Role::sink});
 }
 
 void Planner::delta() {

@@ -268,10 +268,9 @@ void probabilities(const Plain& job, const Task& task) {
   const Sequence& s = job.sequences[task.sequence];
   const Head head(job, s, task.head);
   const Numbers& p = job.params;
-  std::vector<double> q(static_cast<size_t>(p.dim));
+  std::vector<double> q(static_cast<size_t>(p.dim)), scores;
   with_type(job.dtype, [&](auto zero) {
     using T = decltype(zero);
-    using Lse = LseOf<T>;
     const Rows<T> rows{job, s, task.head, head.kv_head()};
     for (int i = task.first; i < task.end && !stopped(job); i++) {
       T* const to = job.get<T>(Role::probabilities) +
@@ -279,13 +278,22 @@ void probabilities(const Plain& job, const Task& task) {
       for (int j = 0; j < p.mask.keys; j++) to[j] = T{};
       if (i >= s.mask.rows) continue;
       widen_row(q.data(), rows.q(i), p.dim);
-      const double lse = job.get<const Lse>(Role::lse)[head.lse_at(i)];
       const Interval<int> keys = visible_keys(s.mask, i);
+      Softmax<double> state{static_cast<double>(no_maximum()), 0.0};
+      scores.clear();
+      for (int j = keys.first; j < keys.end; j++) {
+        const double score = head.score(product(q.data(), rows.k(j), p.dim), i, j);
+        scores.push_back(score);
+        if (head.hides(score)) continue;
+        state = advance(state, score * head.unit());
+        state.sum += probability(score, head.unit(), state.max);
+      }
+      if (job.has(Role::sink)) state = add_sink(state, load_number(job.get<void>(Role::sink), job.sink_dtype, task.head));
       for (int j = 0; j < s.mask.keys; j++) {
         double weight = 0;
         if (j >= keys.first && j < keys.end) {
-          const double score = head.score(product(q.data(), rows.k(j), p.dim), i, j);
-          if (!head.hides(score)) weight = probability(score, head.unit(), lse_reference(lse));
+          const double score = scores[static_cast<size_t>(j - keys.first)];
+          if (!head.hides(score)) weight = probability(score, head.unit(), state.max) * inverse_sum(state);
         }
         to[j] = narrow_to<T>((job.features & DROPOUT) != 0 && !head.keeps(i, j) ? -weight : weight);
       }

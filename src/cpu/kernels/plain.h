@@ -9,7 +9,7 @@
 //   row_gradient     rows of one query head -> dq
 //   key_gradient     keys of one key/value head -> dk, dv
 //   bias_gradient    rows of attn_bias (task.sequence: its batch index, task.head: its head) -> dbias
-//   probabilities    rows of one query head -> S_dmask, from the lse; rows and keys that no sequence has become 0
+//   probabilities    rows of one query head -> S_dmask, by a softmax of its own (an lse of float32 costs digits); 0 where no sequence is
 #pragma once
 #include "cpu/job.h"
 
