@@ -73,7 +73,9 @@ class _Addresses:
         results = {}
         for role, code, shape in prepared.outputs:
             results[role] = arrays[role] if role in arrays else like.new_empty(shape, dtype=BY_CODE[code])
-        _core.run(prepared, [(role, view(tensor)) for role, tensor in results.items()], main_thread)
+        temporaries = [view(like.new_empty(count, dtype=BY_CODE[code])) for code, count in prepared.temporaries]  # views own their memory
+        stream = torch.cuda.current_stream(like.device).cuda_stream if like.is_cuda else 0
+        _core.run(prepared, [(role, view(tensor)) for role, tensor in results.items()], main_thread, temporaries, stream)
         return results
 
 
