@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 
 import ml_dtypes
 import numpy as np
 import pytest
 
 from metal_emulator import Buffer, Emulator, EmulatorError, KernelFault
-from metal_emulator.compiler import compiler
+from metal_emulator.compiler import HERE, compiler
 from metal_texts import EXCHANGES, EXPRESSIONS, HEAD, PLANTS, PRODUCT, planted
 
 try:
@@ -348,6 +349,14 @@ def test_limits():
         Emulator().launch(text, "k", [out, out], (1, 1, 1), (1, 1, 1))
     with pytest.raises(EmulatorError, match=r"expected one of \['k'\], found 'other'"):
         Emulator().launch(text, "other", [out], (1, 1, 1), (1, 1, 1))
+
+
+@pytest.mark.parametrize("target", ["x86_64-linux-gnu", "aarch64-linux-gnu"])
+def test_switch_assembles_for_both_processors(target, tmp_path):
+    command = [compiler(), f"--target={target}", "-std=c++20", "-nostdinc", "-x", "c++", "-c", "-", "-o", str(tmp_path / "context.o")]
+    text = '#include "context.h"\nvoid* stack(char* top, void (*entry)()) { return emulator::fresh_stack(top, entry); }'
+    done = subprocess.run([*command, "-I", str(HERE / "runtime")], input=text, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_kernels_are_cached_by_their_text(tmp_path):

@@ -43,6 +43,7 @@ LANGUAGE = [
     "-fno-exceptions",
     "-fno-rtti",
     "-fPIC",
+    "-fsigned-char",  # as in Metal, on every processor
     # Each operation rounds to its type, as on the device, and 1.0 is a float.
     *("-Xclang", "-ffloat16-excess-precision=none", "-Xclang", "-fbfloat16-excess-precision=none"),
     *("-Xclang", "-cl-single-precision-constant", "-ffp-contract=on"),

@@ -1,6 +1,5 @@
 // Switching between the threads of a threadgroup: each is a fiber on its own stack, and a switch saves only what a call must preserve.
 #pragma once
-#include <cstdint>
 
 extern "C" void emulator_switch(void** save, void* to);
 
