@@ -14,6 +14,10 @@ bool contiguous(const Tensor& t, bool last_axis_only);
 // Ctrl-C and other signals, asked for from a thread that does not hold the interpreter.
 bool interrupted();
 
+// The launches of a plan, for runners written in Python.
+nanobind::list launches_of(const Plan& plan);
+
 void bind_exchange(nanobind::module_& m);
 void bind_gpu(nanobind::module_& m);
+void bind_launches(nanobind::module_& m);
 }  // namespace fa::bindings
