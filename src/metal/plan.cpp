@@ -54,6 +54,10 @@ struct Planner {
   static void add(Launch& l, std::initializer_list<Constant> constants) { l.constants.insert(l.constants.end(), constants); }
   // Threadgroup memory; the kernel declares it.
   static void memory(Launch& l, int bytes) { add(l, {{"FA_MEMORY", std::max(divide_up(bytes, 16), 1)}}); }
+  static void tiles(Launch& l, int held, int stream, bool in_registers, bool keys_stream) {
+    add(l, {{"FA_HELD_TILES", held}, {"FA_STREAM_TILES", stream}, {"FA_IN_REGISTERS", in_registers}, {"FA_KEYS_STREAM", keys_stream}});
+  }
+  int bytes() const { return static_cast<int>(element_bytes(problem.dtype)); }
   bool has_words(std::initializer_list<Strides> arrays) const;
 
   bool packed() const { return (problem.needs & VARLEN) != 0; }
@@ -74,7 +78,9 @@ struct Planner {
   }
 
   void forward();
+  void decode();
   void forward_plain();
+  void backward();
   void backward_plain();
   void append();
   void merge();
@@ -90,6 +96,8 @@ struct Planner {
       bind(l, Role::delta, delta_, false);
   }
   Launch& gradient(const char* source, const char* kernel, Grid grid);
+  void dq(const BackwardTile& tile);
+  void dkv(const BackwardTile& tile, int dk, int dv);
   void other_gradients();
   int delta_ = -1;
 };
@@ -97,7 +105,7 @@ struct Planner {
 // Whether rows may be read in words of 16 bytes: see FA_VECTOR in words/rows.metal. Strides of axes with one element do not matter.
 bool Planner::has_words(std::initializer_list<Strides> arrays) const {
   const ParamsT<double>& p = problem.params;
-  const int step = 16 / static_cast<int>(element_bytes(problem.dtype));
+  const int step = 16 / bytes();
   const auto odd = [&](int64_t stride, int64_t size) { return size > 1 && stride % step != 0; };
   if (p.dim % FRAGMENT != 0 || p.value_dim % FRAGMENT != 0) return false;
   for (const Strides& s : arrays)
@@ -109,22 +117,61 @@ bool Planner::has_words(std::initializer_list<Strides> arrays) const {
 // What FORWARD_TILES says, and how the columns of Out are cut.
 void Planner::forward() {
   const ParamsT<double>& p = problem.params;
-  const int bytes = static_cast<int>(element_bytes(problem.dtype)), dim = round_up(p.dim, FRAGMENT);
+  const int dim = round_up(p.dim, FRAGMENT);
   const int columns = round_up(p.value_dim, FRAGMENT), part = part_columns(columns);
-  const ForwardTile& tile = first_fit(FORWARD_TILES, bytes, std::max(dim, columns));
-  const int held = tile.in_registers ? 0 : held_bytes(tile.row_tiles, dim, bytes), groups = simdgroups(held, MOST_SIMDGROUPS);
-  const int blocks = row_blocks(FRAGMENT * tile.row_tiles * groups);
+  const ForwardTile& tile = first_fit(FORWARD_TILES, bytes(), std::max(dim, columns));
+  const int held = tile.in_registers ? 0 : held_bytes(tile.held_tiles, dim, bytes()), groups = simdgroups(held, MOST_SIMDGROUPS);
+  const int blocks = row_blocks(FRAGMENT * tile.held_tiles * groups);
   Launch& l = launch("forward.metal", "forward", blocks, p.heads * parts(columns), sequences(), groups);
-  add(l, {{"FA_ROW_TILES", tile.row_tiles},
-          {"FA_KEY_TILES", tile.key_tiles},
-          {"FA_IN_REGISTERS", tile.in_registers},
-          {"FA_PART", part},
+  tiles(l, tile.held_tiles, tile.stream_tiles, tile.in_registers, true);
+  add(l, {{"FA_PART", part},
           {"FA_PARTS", parts(columns)},
           {"FA_VECTOR", has_words({p.q, p.k, p.v, p.out}) && part * parts(columns) == columns}});
   memory(l, held * groups);
   reads(l, {Role::q, Role::k, Role::v, Role::seed, Role::slopes, Role::bias, Role::sink});
   reads_places(l);
   writes(l, {Role::out, Role::lse});
+  after_forward();
+}
+// Long keys are cut into splits, whose results go to temporaries that a merge joins.
+void Planner::decode() {
+  const ParamsT<double>& p = problem.params;
+  const int dim = round_up(p.dim, FRAGMENT), columns = round_up(p.value_dim, FRAGMENT), part = part_columns(columns);
+  const int64_t rows = problem.max_rows * p.group;
+  const DecodeTile& tile = first_fit(DECODE_TILES, bytes(), std::max(dim, columns));
+  const int held_tiles = rows <= FRAGMENT ? 1 : tile.held_tiles;
+  const int held = tile.in_registers ? 0 : held_bytes(held_tiles, dim, bytes());
+  const int groups = simdgroups(std::max(held, joined_bytes(held_tiles, part) / 2), MOST_SIMDGROUPS);
+  const int blocks = std::max(divide_up(rows, FRAGMENT * held_tiles), packed() ? 1 : 0), heads = p.kv_heads * blocks * parts(columns);
+  const int split = decode_split(problem.max_keys, int64_t{p.batch} * heads, FRAGMENT * tile.stream_tiles * groups, problem.splits);
+  const int count = std::max(1, divide_up(problem.max_keys, split));
+  Launch& l = launch("decode.metal", "decode", count, heads, sequences(), groups);
+  tiles(l, held_tiles, tile.stream_tiles, tile.in_registers, true);
+  add(l, {{"FA_PART", part},
+          {"FA_PARTS", parts(columns)},
+          {"FA_VECTOR", has_words({p.q, p.k, p.v, p.out}) && part * parts(columns) == columns}});
+  memory(l, std::max(held * groups, joined_bytes(held_tiles, part) * (groups / 2)));
+  reads(l, {Role::q, Role::k, Role::v, Role::slopes, Role::sink});
+  reads_places(l);
+  l.params.split_keys = split;
+  l.params.splits = count;
+  if (count == 1) {
+    writes(l, {Role::out, Role::lse});
+  } else {
+    const int64_t all = problem.total_rows * p.heads;
+    const int part_out = temporary(DType::f32, count * all * p.value_dim), part_lse = temporary(DType::f32, count * all);
+    l.params.out = contiguous(problem.max_rows, p.heads, p.value_dim);
+    bind(l, Role::part_out, part_out, true);
+    bind(l, Role::part_lse, part_lse, true);
+    Launch& m = launch("small.metal", "merge", row_blocks(PLAIN_SIMDGROUPS), p.heads, sequences(), PLAIN_SIMDGROUPS);
+    m.params.q = contiguous(problem.max_rows, p.heads, p.value_dim);
+    m.params.split_keys = split;
+    m.params.splits = count;
+    bind(m, Role::part_out, part_out, false);
+    bind(m, Role::part_lse, part_lse, false);
+    reads_places(m);
+    writes(m, {Role::out, Role::lse});
+  }
   after_forward();
 }
 void Planner::forward_plain() {
@@ -171,6 +218,55 @@ void Planner::backward_plain() {
   writes(gradient("plain.metal", "key_gradient_plain", {{key_blocks(PLAIN_SIMDGROUPS), p.kv_heads, sequences()}, {threads}}),
          {Role::dk, Role::dv});
   other_gradients();
+}
+void Planner::backward() {
+  const ParamsT<double>& p = problem.params;
+  const int dim = round_up(p.dim, FRAGMENT), value_dim = round_up(p.value_dim, FRAGMENT);
+  delta();
+  dq(first_fit(DQ_TILES, bytes(), std::max(dim, value_dim)));
+  const BackwardTile& tile = first_fit(DKV_TILES, bytes(), std::max(dim, value_dim));
+  if (tile.together) {
+    dkv(tile, dim, value_dim);
+  } else {
+    dkv(tile, dim, 0);
+    dkv(tile, 0, value_dim);
+  }
+  other_gradients();
+}
+// The rows of a simdgroup stay, keys stream by.
+void Planner::dq(const BackwardTile& tile) {
+  const ParamsT<double>& p = problem.params;
+  const int dim = round_up(p.dim, FRAGMENT), value_dim = round_up(p.value_dim, FRAGMENT);
+  const int held = tile.in_registers ? 0 : held_bytes(tile.held_tiles, dim + value_dim, bytes()),
+            groups = simdgroups(held, MOST_SIMDGROUPS);
+  const Grid grid{{row_blocks(FRAGMENT * tile.held_tiles * groups), p.heads * parts(dim), sequences()}, {SIMD * groups}};
+  Launch& l = gradient("backward_dq.metal", "backward_dq", grid);
+  tiles(l, tile.held_tiles, tile.stream_tiles, tile.in_registers, true);
+  add(l, {{"FA_KEEP", tile.keep},
+          {"FA_PART", part_columns(dim)},
+          {"FA_PARTS", parts(dim)},
+          {"FA_VECTOR", has_words({p.q, p.k, p.v, p.dout, p.dq}) && part_columns(dim) * parts(dim) == dim}});
+  memory(l, held * groups);
+  writes(l, {Role::dq});
+}
+// The keys of a simdgroup stay, rows stream by. dk, dv: columns of each gradient that the launch makes, or 0.
+void Planner::dkv(const BackwardTile& tile, int dk, int dv) {
+  const ParamsT<double>& p = problem.params;
+  const int dim = round_up(p.dim, FRAGMENT), value_dim = dk > 0 ? round_up(p.value_dim, FRAGMENT) : 0;
+  const int held = tile.in_registers ? 0 : held_bytes(tile.held_tiles, dim + value_dim, bytes()),
+            groups = simdgroups(held, MOST_SIMDGROUPS);
+  const int columns = std::max(dk, dv), cut = parts(columns);
+  const Grid grid{{key_blocks(FRAGMENT * tile.held_tiles * groups), p.kv_heads * cut, sequences()}, {SIMD * groups}};
+  Launch& l = gradient("backward_dkv.metal", "backward_dkv", grid);
+  tiles(l, tile.held_tiles, tile.stream_tiles, tile.in_registers, false);
+  add(l, {{"FA_KEEP", tile.keep},
+          {"FA_DK_PART", dk > 0 ? part_columns(dk) : 0},
+          {"FA_DV_PART", dv > 0 ? part_columns(dv) : 0},
+          {"FA_PARTS", cut},
+          {"FA_VECTOR", has_words({p.q, p.k, p.v, p.dout, p.dk, p.dv}) && part_columns(columns) * cut == columns}});
+  memory(l, held * groups);
+  if (dk > 0) writes(l, {Role::dk});
+  if (dv > 0) writes(l, {Role::dv});
 }
 void Planner::other_gradients() {
   const ParamsT<double>& p = problem.params;
@@ -222,8 +318,10 @@ void Planner::merge() {
 Plan plan(const Problem& problem, const Kernel& row, const Device&) {
   Planner planner(problem, row);
   const auto is = [&](const char* name) { return std::strcmp(row.name, name) == 0; };
+  if (is("decode")) planner.decode();
   if (is("forward")) planner.forward();
   if (is("forward_plain")) planner.forward_plain();
+  if (is("backward")) planner.backward();
   if (is("backward_plain")) planner.backward_plain();
   if (is("append")) planner.append();
   if (is("merge")) planner.merge();

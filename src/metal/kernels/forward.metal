@@ -1,5 +1,5 @@
 // Attention forward: Out = softmax(score(Q K^T)) V and its log-sum-exp. Nothing of size rows x keys reaches memory.
-// Tile     ROW_TILES * 8 rows a simdgroup, KEY_TILES * 8 keys (tiles.h); head dim <= 512, above 256 in two parts of the columns of Out.
+// Tile     HELD_TILES * 8 rows a simdgroup, STREAM_TILES * 8 keys (tiles.h); head dim <= 512, above 256 in two parts of the columns of Out.
 // Who      each simdgroup has rows of its own and reads K and V through the cache, 16 bytes a lane; simdgroups of a threadgroup share only
 //          what the cache keeps. No barrier between them.
 // Memory   registers: scores, Out, maximum and sum of each row, and Q; a Q that does not fit lies in threadgroup memory, each lane's own.
@@ -18,31 +18,27 @@ FA_FN void forward_rows(Place place, ParamsPointer p, Q q, RowStrides qs, K k, R
   const int part = int(place.group.y) % FA_PARTS * PART, part_dim = min(PART, p->value_dim - part);
   const Elements<Bias> e = elements_of(p, s, h, bias, seed);
   const Strides outs = copy_strides(p->out);
-  const int tile = 8 * ROW_TILES, block = tile * FA_SIMDGROUPS;
+  const int tile = 8 * HELD_TILES, block = tile * FA_SIMDGROUPS;
   // the last blocks first: where the mask is causal they are the longest
   const int i0 = int(place.groups.x - 1 - place.group.x) * block + int(place.simdgroup) * tile;
   if (i0 < s.mask.rows) {
     const Reader<FA_DIM, VECTOR> reader = Reader<FA_DIM, VECTOR>{qs.step, p->dim, l.pair};
-    Held<FA_DIM, ROW_TILES, FA_IN_REGISTERS != 0> held;
-    place_held(held, memory + place.simdgroup * (ROW_TILES * Spread<FA_DIM>::WORDS), l);
-    Queries queries;
-    Running state;
-    start(state);
+    Held<FA_DIM, HELD_TILES, FA_IN_REGISTERS != 0> held;
+    place_held(held, memory + place.simdgroup * (HELD_TILES * Spread<FA_DIM>::WORDS), l);
+    Columns queries = columns_of(i0, h.slope, l);
+    Running state = start();
     const int last = s.mask.rows - 1;
-    FA_UNROLL for (int r = 0; r < ROW_TILES; r++) {
-      queries.row[r] = int2(i0 + 8 * r + 2 * int(l.pair), i0 + 8 * r + 2 * int(l.pair) + 1);
-      queries.slope[r] = float2(h.slope);
-      queries.kept[r] = uint2(0u);
-      hold(held, r, reader, q + row_offset(qs.rows, s, min(queries.row[r].x, last), h.head),
-           q + row_offset(qs.rows, s, min(queries.row[r].y, last), h.head), l);
+    FA_UNROLL for (int r = 0; r < HELD_TILES; r++) {
+      hold(held, r, reader, q + row_offset(qs.rows, s, min(queries.at[r].x, last), h.head),
+           q + row_offset(qs.rows, s, min(queries.at[r].y, last), h.head), l);
     }
     const int i_last = min(i0 + tile, s.mask.rows) - 1;
     const Interval<int> some = any_visible(s.mask, i0, i_last), all = all_visible(s.mask, i0, i_last);
-    for (int j0 = first_key(e, some.first); j0 < some.end && some.first < some.end; j0 += 8 * KEY_TILES) {
-      const bool edge = j0 < all.first || j0 + 8 * KEY_TILES > all.end;
+    for (int j0 = first_tile(e, some.first); j0 < some.end && some.first < some.end; j0 += 8 * STREAM_TILES) {
+      const bool edge = j0 < all.first || j0 + 8 * STREAM_TILES > all.end;
       forward_tile<VECTOR>(state, held, queries, e, s, k, ks, v, vs, part, p, places.pages, h.kv_head, some, j0, edge, l);
     }
-    FA_UNROLL for (int r = 0; r < ROW_TILES; r++) {
+    FA_UNROLL for (int r = 0; r < HELD_TILES; r++) {
       const float2 sums = column_sum(state.sum[r]);
       Softmax<float> a = Softmax<float>{state.top[r].x, sums.x}, b = Softmax<float>{state.top[r].y, sums.y};
       if constexpr ((F & SINK) != 0) {
@@ -56,14 +52,14 @@ FA_FN void forward_rows(Place place, ParamsPointer p, Q q, RowStrides qs, K k, R
       const float row_factor = to_rows(factor, l);
       const int i = i0 + 8 * r + int(l.row);
       if (i < s.mask.rows) {
-        store_row<PART, VECTOR>(out + row_offset(outs, s, i, h.head) + part, part_dim, state.out[r], row_factor, l);
+        store_row<PART, VECTOR>(out + row_offset(outs, s, i, h.head) + part, part_dim, state.out.x[r], row_factor, l);
       }
       if (part == 0 && l.row == 0) {
-        if (queries.row[r].x < s.mask.rows) {
-          lse[h.lse + queries.row[r].x] = log_sum_exp(a);
+        if (queries.at[r].x < s.mask.rows) {
+          lse[h.lse + queries.at[r].x] = log_sum_exp(a);
         }
-        if (queries.row[r].y < s.mask.rows) {
-          lse[h.lse + queries.row[r].y] = log_sum_exp(b);
+        if (queries.at[r].y < s.mask.rows) {
+          lse[h.lse + queries.at[r].y] = log_sum_exp(b);
         }
       }
     }

@@ -196,4 +196,8 @@ FA_FN bool has_words(P array, RowStrides s) {
   return s.step == 1 && s.rows.batch % step == 0 && s.rows.row % step == 0 && s.rows.head % step == 0 &&
          (reinterpret_cast<ulong>(array) & 15ul) == 0;
 }
+template <class P>
+FA_FN bool has_words(P array, const device Strides& s) {
+  return has_words(array, RowStrides{copy_strides(s), 1});
+}
 }  // namespace fa

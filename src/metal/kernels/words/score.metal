@@ -48,7 +48,6 @@ FA_FN float element_score(Elements<Bias> e, float dot, float slope, int row, int
   }
   return score<F>(dot, e.numbers, slope, float(abs(row + e.mask.shift - key)), bias);
 }
-FA_FN float hide_unless(bool visible, float score) { return visible ? score : hidden(); }
 FA_FN bool within(Interval<int> interval, int x) { return x >= interval.first && x < interval.end; }
 
 // Dropout's decisions on rows {i, i + 8} x keys {j, j + 8, j + 16, j + 24}: one bit each, at ((row / 8) % 2) * 4 + (key / 8) % 4.
