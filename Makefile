@@ -1,5 +1,6 @@
 # make demo     builds, installs into .venv with MLX and runs the six programs of examples/mlx
 # make test     everything that must hold: format, lint, warnings as errors, C++ tests, Python tests, example programs
+# make test-cuda  on a machine with an NVIDIA GPU: all cases on it, graphs, streams, latency, compute-sanitizer
 # make lint     the first part of it;  make format  mends what it can
 # make bench    the CPU benchmarks;    make wheel   a wheel in dist/;    make mutants  planted faults must fail tests
 # Needs python3 >= 3.10 with venv, g++ >= 11 (or clang >= 14) and make; the rest is fetched from PyPI into .venv.
@@ -14,7 +15,7 @@ PYTHON_FOLDERS := $(wildcard python tests tools benchmarks examples)
 # where tools/prerequisites.sh puts GoogleTest when the system has none
 export GTest_ROOT := $(CURDIR)/build/prerequisites/usr
 
-.PHONY: demo test install examples lint format tidy ctest pytest mutants bench wheel clean
+.PHONY: demo test install examples lint format tidy ctest pytest mutants bench wheel clean test-cuda
 demo: $(VENV)/.made
 	$(PIP) install -q ".[mlx]"
 	@$(MAKE) --no-print-directory examples
@@ -49,7 +50,7 @@ format: $(VENV)/.tools
 	$(BIN)/ruff check --fix $(PYTHON_FOLDERS)
 	$(BIN)/ruff format $(PYTHON_FOLDERS)
 tidy: install
-	@printf '%s\n' $(wildcard src/core/*.cpp src/cpu/*.cpp) | xargs -n 4 -P 2 $(BIN)/clang-tidy -p $(BUILD) --quiet \
+	@printf '%s\n' $(wildcard src/core/*.cpp src/cpu/*.cpp src/cuda/*.cpp src/cuda/driver/*.cpp) | xargs -n 4 -P 2 $(BIN)/clang-tidy -p $(BUILD) --quiet \
 	  --extra-arg=-Wno-unknown-warning-option --extra-arg=-Wno-deprecated-declarations 2>/dev/null
 
 ctest: install
@@ -57,6 +58,12 @@ ctest: install
 pytest: install
 	FLASH_ATTENTION_CPU_ISA=scalar $(BIN)/python -m pytest -q tests/test_forward.py tests/test_backward.py tests/test_decode.py -k numpy
 	$(BIN)/python -m pytest -q tests
+test-cuda: install
+	@$(BIN)/python -c "import torch" 2>/dev/null || $(PIP) install -q torch
+	$(BIN)/python -m flash_attn
+	$(BIN)/python -m pytest -q tests/test_cuda.py
+	$(BIN)/python -m pytest -q tests/test_forward.py tests/test_backward.py tests/test_decode.py -k torch-cuda
+	$(BIN)/python tests/cuda_sanitize.py
 mutants: install
 	$(BIN)/python tests/mutants.py
 

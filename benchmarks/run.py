@@ -5,6 +5,7 @@
     python benchmarks/run.py --job forward --dims 64,128 --lens 512,2048 --peers torch --threads 2
     python benchmarks/run.py --job overhead        what a tiny call costs
     python benchmarks/run.py --memory              peak memory of forward + backward
+    python benchmarks/run.py --backend cuda        on an NVIDIA GPU, against PyTorch's FlashAttention-2 (cuda_bench.py)
 
 In each round every contender runs once, in a rotating order, the peak of fused multiply-adds among them; the table shows medians, and
 the median over rounds of the ratio peer / ours (above 1: ours is faster). One thread is measured in CPU time, on one core; more in wall
@@ -41,11 +42,11 @@ def numbers(text: str) -> list[int]:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--backend", default="cpu", choices=["cpu"])
+    parser.add_argument("--backend", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--job", type=words, default=list(JOBS), help=f"some of {','.join(JOBS)}")
     parser.add_argument("--peers", type=words, default=["ours-mlx", "numpy", "mlx", "torch"])
-    parser.add_argument("--dtypes", type=words, default=["float32", "bfloat16", "float16"])
-    parser.add_argument("--dims", type=numbers, default=[64, 128])
+    parser.add_argument("--dtypes", type=words, help="default: float32,bfloat16,float16; cuda: bfloat16")
+    parser.add_argument("--dims", type=numbers, help="default: 64,128; cuda: 64,128,256")
     parser.add_argument("--lens", type=numbers, default=None, help="sequence lengths, or cache lengths of decode")
     parser.add_argument("--masks", type=words, default=["full", "causal"])
     parser.add_argument("--heads", type=int, default=None)
@@ -256,6 +257,8 @@ def save(results: list[dict], description: dict) -> Path:
 
 def main() -> None:
     args = parse()
+    args.dtypes = args.dtypes or (["bfloat16"] if args.backend == "cuda" else ["float32", "bfloat16", "float16"])
+    args.dims = args.dims or ([64, 128, 256] if args.backend == "cuda" else [64, 128])
     unknown = [job for job in args.job if job not in JOBS]
     if unknown:
         sys.exit(f"--job: expected some of {', '.join(JOBS)}, found {', '.join(unknown)}")
@@ -265,10 +268,16 @@ def main() -> None:
     import machine
 
     description = machine.describe()
+    if args.backend == "cuda":
+        import cuda_bench
+
+        description |= cuda_bench.describe()
     args.threads = args.threads or sorted({1, machine.cores()})
     print(", ".join(f"{k} {v}" for k, v in description.items() if k not in ("versions", "load")), f"(load {description['load']})")
     print(", ".join(f"{k} {v}" for k, v in description["versions"].items()))
-    if args.memory:
+    if args.backend == "cuda":
+        results = cuda_bench.run(args)
+    elif args.memory:
         import memory
 
         results = [
