@@ -9,15 +9,22 @@
 namespace fa::cuda {
 namespace {
 using Roles = std::initializer_list<Role>;
-constexpr unsigned LAYOUT = VARLEN | CACHED | PAGED | USED;  // Need bits that a kernel's text depends on; the others are numbers in Params
+constexpr unsigned LAYOUT =
+    VARLEN | CACHED | PAGED | USED | CHUNK;  // Need bits that a kernel's text depends on; the others are numbers in Params
 constexpr Roles PLACES = {Role::cu_rows, Role::cu_keys,    Role::used_rows, Role::used_keys,
                           Role::lengths, Role::cache_rows, Role::leftpad,   Role::pages};
 
-const Tile* forward_tile(const ParamsT<double>& p, const Device& d) {
-  return choose(FORWARD, forward_bytes, round_up(p.dim, PANEL), round_up(p.value_dim, PANEL), d.shared_bytes);
+const Tile* forward_tile(const Problem& problem, const Device& d) {
+  const ParamsT<double>& p = problem.params;
+  return choose(FORWARD, forward_bytes, round_up(p.dim, PANEL), round_up(p.value_dim, PANEL), problem.max_keys, d.shared_bytes);
 }
-const Tile* backward_tile(const ParamsT<double>& p, const Device& d) {
-  return choose(BACKWARD, backward_bytes, round_up(p.dim, PANEL), round_up(p.value_dim, PANEL), d.shared_bytes);
+const Tile* backward_tile(const Problem& problem, const Device& d) {
+  const ParamsT<double>& p = problem.params;
+  return choose(BACKWARD, backward_bytes, round_up(p.dim, PANEL), round_up(p.value_dim, PANEL), problem.max_keys, d.shared_bytes);
+}
+const Tile* backward_rows_tile(const Problem& problem, const Device& d) {
+  const ParamsT<double>& p = problem.params;
+  return choose(BACKWARD_ROWS, backward_rows_bytes, round_up(p.dim, PANEL), round_up(p.value_dim, PANEL), problem.max_keys, d.shared_bytes);
 }
 
 struct Planner {
@@ -49,6 +56,7 @@ struct Planner {
   void forward();
   void forward_plain();
   void decode();
+  void decode_plain();
   void backward();
   void backward_plain();
   void append();
@@ -62,6 +70,14 @@ struct Planner {
     return Strides{packed() ? 0 : rows * heads * dim, int64_t{heads} * dim, dim};
   }
   Grid longest_rows(int a_block, int warps) const { return rows(problem.max_rows, a_block, p.heads, p.batch, warps); }
+  // plain.cuh's: rows are (position * group + head of the group)
+  Grid grouped_rows(int splits) const {
+    Grid grid = rows(problem.max_rows * p.group, PLAIN_WARPS, p.kv_heads, p.batch, PLAIN_WARPS);
+    grid.blocks[0] *= splits;
+    return grid;
+  }
+  int longest_span() const;
+  void join(Launch& l, int parts);
   void clear(Roles roles);
   void after_forward();
   Launch& with_delta(Launch& l) const {
@@ -71,7 +87,7 @@ struct Planner {
       bind(l, Role::delta, delta_);
     return l;
   }
-  Launch& delta();
+  void delta();
   void dbias();
   void after_gradients();
   int delta_ = -1;
@@ -130,47 +146,63 @@ Launch& Planner::tiled(const char* source, const char* kernel, const Tile& t, in
 constexpr Roles FORWARD_ROLES = {Role::q, Role::k, Role::v, Role::out, Role::lse, Role::seed, Role::slopes, Role::bias, Role::sink};
 
 void Planner::forward() {
-  const Tile& t = *forward_tile(p, device);
+  const Tile& t = *forward_tile(problem, device);
   const Grid grid{{divide_up(problem.max_rows, t.bm), p.heads, p.batch}, {t.warps * WARP, 1, 1}};
   tiled("forward_sm80.cuh", "forward", t, forward_bytes(t, round_up(p.dim, PANEL), round_up(p.value_dim, PANEL)), grid, FORWARD_ROLES);
   after_forward();
 }
 
 void Planner::forward_plain() {
-  plain("plain.cuh", "forward", longest_rows(PLAIN_WARPS, PLAIN_WARPS), FORWARD_ROLES);
+  plain("plain.cuh", "forward", grouped_rows(1), FORWARD_ROLES);
   after_forward();
 }
 
 // Long keys are cut into splits; each split's result goes to a temporary, and a merge joins them.
 void Planner::decode() {
-  merge_warps_ = SMALL_WARPS;
-  const int row_blocks = divide_up(problem.max_rows * p.group, DECODE_BM), keys = p.mask.keys;
-  const int split = decode_split(keys, int64_t{p.batch} * p.kv_heads * row_blocks, device.cores, problem.splits);
-  const int parts = std::max(1, divide_up(keys, split));
+  const int row_blocks = divide_up(problem.max_rows * p.group, DECODE_BM);
+  const int parts =
+      decode_parts(longest_span(), int64_t{p.batch} * p.kv_heads * row_blocks, int64_t{device.cores} * DECODE_BLOCKS, problem.splits);
+  const DecodeTile t = decode_tile(p.dim, p.value_dim, device.shared_bytes);
   const Grid grid{{parts, p.kv_heads * row_blocks, p.batch}, {DECODE_WARPS * WARP, 1, 1}};
   Launch& l = launch("decode.cuh", "decode", grid, problem.features, FORWARD_ROLES);
-  l.constants.insert(l.constants.end(), {{"FA_DIM", round_up(p.dim, PANEL)},
-                                         {"FA_VALUE_DIM", round_up(p.value_dim, PANEL)},
-                                         {"FA_BM", DECODE_BM},
-                                         {"FA_BN", DECODE_BN},
-                                         {"FA_WARPS", DECODE_WARPS}});
+  l.shared_bytes = t.bytes();
+  l.constants.insert(
+      l.constants.end(),
+      {{"FA_DIM", t.dim}, {"FA_VALUE_DIM", t.value_dim}, {"FA_WARPS", DECODE_WARPS}, {"FA_SPLIT", t.split}, {"FA_STAGES", t.stages}});
+  join(l, parts);
+  after_forward();
+}
+void Planner::decode_plain() {
+  const int64_t blocks = int64_t{divide_up(problem.max_rows * p.group, PLAIN_WARPS)} * p.batch * p.kv_heads;
+  const int parts = decode_parts(longest_span(), blocks, int64_t{device.cores} * DECODE_BLOCKS_PLAIN, problem.splits);
+  join(plain("plain.cuh", "forward", grouped_rows(parts), FORWARD_ROLES), parts);
+  after_forward();
+}
+// Keys that the rows of one sequence see together, at most.
+int Planner::longest_span() const {
+  const Mask& m = p.mask;
+  const int64_t window = int64_t{m.left} + m.right + m.rows;  // beyond all keys where one side is open
+  return static_cast<int>(std::min<int64_t>(m.keys, window));
+}
+// `l` computes parts of its rows' results.
+void Planner::join(Launch& l, int parts) {
+  const int split = problem.splits > 0 ? 1 : DECODE_SPLIT_MIN;  // keys at least
   l.params.split_keys = split;
   l.params.splits = parts;
-  if (parts > 1) {
-    const int64_t count = problem.total_rows * p.heads;
-    const int part_out = temporary(DType::f32, parts * count * p.value_dim), part_lse = temporary(DType::f32, parts * count);
-    const Strides strides = contiguous(problem.max_rows, p.heads, p.value_dim);
-    l.params.out = strides;
-    bind(l, Role::part_out, part_out);
-    bind(l, Role::part_lse, part_lse);
-    Launch& merge = small("merge", longest_rows(SMALL_WARPS / merge_warps_, SMALL_WARPS), {Role::out, Role::lse});
-    merge.params.q = strides;
-    merge.params.splits = parts;
-    merge.params.split_keys = split;
-    bind(merge, Role::part_out, part_out);
-    bind(merge, Role::part_lse, part_lse);
-  }
-  after_forward();
+  if (parts == 1) return;
+  const int64_t count = problem.total_rows * p.heads;
+  const int part_out = temporary(real(), parts * count * p.value_dim), part_lse = temporary(real(), parts * count);
+  const Strides strides = contiguous(problem.max_rows, p.heads, p.value_dim);
+  l.params.out = strides;
+  bind(l, Role::part_out, part_out);
+  bind(l, Role::part_lse, part_lse);
+  merge_warps_ = SMALL_WARPS;
+  Launch& merge = small("merge", longest_rows(SMALL_WARPS / merge_warps_, SMALL_WARPS), {Role::out, Role::lse});
+  merge.params.q = strides;
+  merge.params.splits = parts;
+  merge.params.split_keys = split;
+  bind(merge, Role::part_out, part_out);
+  bind(merge, Role::part_lse, part_lse);
 }
 
 // Rows and keys that no sequence owns hold zeros (lse -inf); packed slots behind the last sequence belong to one more.
@@ -188,35 +220,38 @@ void Planner::after_forward() {
         {Role::q, Role::k, Role::lse, Role::probabilities, Role::seed, Role::slopes, Role::bias});
 }
 
-Launch& Planner::delta() {
+void Planner::delta() {
   if (!problem.wanted(Role::delta)) delta_ = temporary(real(), problem.total_rows * p.heads);
-  return with_delta(small("delta", longest_rows(SMALL_WARPS * SMALL_ROWS, SMALL_WARPS), {Role::dout, Role::out, Role::lse, Role::dlse}));
+  with_delta(small("delta", longest_rows(SMALL_WARPS * SMALL_ROWS, SMALL_WARPS), {Role::dout, Role::out, Role::lse, Role::dlse}));
 }
 
 constexpr const char* GRADIENTS = "plain_gradient.cuh";
 constexpr Roles BACKWARD_ROLES = {Role::q,      Role::k,    Role::v,    Role::dout, Role::lse, Role::seed,
                                   Role::slopes, Role::bias, Role::sink, Role::dq,   Role::dk,  Role::dv};
 
-// dq is added up in float32, which delta clears, in whatever order blocks come; deterministic calls compute it by rows instead.
+// dq is added up in float32, in whatever order blocks come; deterministic calls compute it by rows instead.
 void Planner::backward() {
-  const Tile& t = *backward_tile(p, device);
+  const Tile& t = *backward_tile(problem, device);
+  const int dim = round_up(p.dim, PANEL), value_dim = round_up(p.value_dim, PANEL);
   const bool adds = (problem.needs & DETERMINISTIC) == 0;
-  const Strides strides = contiguous(problem.max_rows, p.heads, p.dim);
-  const int sum = adds ? temporary(DType::f32, problem.total_rows * p.heads * p.dim) : -1;
-  Launch& d = delta();
-  if (adds) d.params.dq = strides, bind(d, Role::part_out, sum);
+  const int sums =
+      adds ? temporary(DType::f32, tiles_of_sums(t, packed(), p.batch, problem.max_rows, problem.total_rows) * p.heads * t.bm * dim) : -1;
+  const Grid row_tiles{{divide_up(problem.max_rows, t.bm), p.heads, p.batch}, {t.warps * WARP, 1, 1}};
+  const auto of_sums = [&](const char* kernel, Roles roles) {
+    bind(tiled("row_sums_sm80.cuh", kernel, t, 2 * t.bm * dim, row_tiles, roles), Role::part_out, sums);
+  };
+  delta();
+  if (adds) of_sums("clear_sums", {});
   const Grid grid{{divide_up(problem.max_keys, t.bn), p.kv_heads, p.batch}, {t.warps * WARP, 1, 1}};
-  Launch& l = with_delta(tiled("backward_sm80.cuh", "backward", t, backward_bytes(t, round_up(p.dim, PANEL), round_up(p.value_dim, PANEL)),
-                               grid, BACKWARD_ROLES));
+  Launch& l = with_delta(tiled("backward_sm80.cuh", "backward", t, backward_bytes(t, dim, value_dim), grid, BACKWARD_ROLES));
   l.constants.push_back({"FA_DQ", adds});
   if (adds) {
-    l.params.out = strides;
-    bind(l, Role::part_out, sum);
-    Launch& convert = small("convert", longest_rows(SMALL_WARPS * SMALL_ROWS, SMALL_WARPS), {Role::dq});
-    convert.params.out = strides;
-    bind(convert, Role::part_out, sum);
+    bind(l, Role::part_out, sums);
+    of_sums("gather_sums", {Role::dq});
   } else {
-    with_delta(plain(GRADIENTS, "row_gradient", longest_rows(PLAIN_WARPS, PLAIN_WARPS), BACKWARD_ROLES));
+    const Tile& r = *backward_rows_tile(problem, device);
+    with_delta(tiled("backward_rows_sm80.cuh", "row_gradient", r, backward_rows_bytes(r, dim, value_dim), longest_rows(r.bm, r.warps),
+                     BACKWARD_ROLES));
   }
   dbias();
   after_gradients();
@@ -265,11 +300,12 @@ const char* grid_refuses(const Problem& problem) {
 
 const char* forward_refuses(const Problem& problem, const Device& device) {
   if (const char* why = grid_refuses(problem)) return why;
-  return forward_tile(problem.params, device) ? nullptr : "has no tile that fits the shared memory of this device";
+  return forward_tile(problem, device) ? nullptr : "has no tile that fits the shared memory of this device";
 }
 const char* backward_refuses(const Problem& problem, const Device& device) {
   if (const char* why = grid_refuses(problem)) return why;
-  return backward_tile(problem.params, device) ? nullptr : "has no tile that fits the shared memory of this device";
+  const bool rows = (problem.needs & DETERMINISTIC) == 0 || backward_rows_tile(problem, device);
+  return backward_tile(problem, device) && rows ? nullptr : "has no tile that fits the shared memory of this device";
 }
 static_assert(DECODE_ROWS == 64, "say so below");
 const char* decode_refuses(const Problem& problem, const Device&) {
@@ -283,6 +319,7 @@ Plan plan(const Problem& problem, const Kernel& row, const Device& device) {
   Planner planner(problem, row, device);
   const auto is = [&](const char* name) { return std::strcmp(row.name, name) == 0; };
   if (is("decode")) planner.decode();
+  if (is("decode_plain")) planner.decode_plain();
   if (is("forward_sm80")) planner.forward();
   if (is("forward_plain")) planner.forward_plain();
   if (is("backward_sm80")) planner.backward();

@@ -9,7 +9,7 @@ constexpr int WARP = 32;           // threads
 constexpr int GRID_LIMIT = 65535;  // blocks along y and z
 constexpr int PLAIN_WARPS = 4;     // rows a block of the plain kernels
 constexpr int SMALL_WARPS = 4;     // warps a block of delta, merge, append, ...
-constexpr int SMALL_ROWS = 4;      // rows a warp of delta and convert
+constexpr int SMALL_ROWS = 4;      // rows a warp of delta
 constexpr int CLEAR_BLOCKS = 64;   // for the slots of a sequence that nobody owns, which are few
 constexpr int PANEL = 32;          // head dims are padded to it: the narrowest swizzled row of shared memory
 
@@ -17,45 +17,85 @@ constexpr int divide_up(int64_t n, int by) { return static_cast<int>((n + by - 1
 constexpr int round_up(int n, int step) { return (n + step - 1) / step * step; }
 
 // bm x bn: rows x keys; a warp has bm * split / warps rows (backward: 16 keys) and 1 / split of the columns; blocks: of a multiprocessor.
+// Only for calls of at most max_keys keys, where not 0.
 struct Tile {
-  int max_dim, bm, bn, warps, split, stages, blocks;
+  int max_dim, bm, bn, warps, split, stages, blocks, max_keys = 0;
 };
 // Two stages of K and V beside Q; out leaves through Q's memory.
 constexpr int forward_bytes(const Tile& t, int dim, int value_dim) {
   return 2 * (t.bm * std::max(dim, value_dim) + t.stages * t.bn * (dim + value_dim));
 }
+// Measured on an H100 (docs/performance.md). Two tiles of 16 rows a warp share each load of K and V, which bounds the kernel; out and S
+// then fill the registers. Beyond 128 there is room for one such tile, and one block; beyond 256 two warps share the columns.
 constexpr Tile FORWARD[] = {
-    {64, 128, 64, 4, 1, 2, 2}, {128, 128, 64, 4, 1, 2, 1}, {256, 64, 64, 4, 1, 2, 1}, {256, 64, 32, 4, 1, 2, 1},  // 99 KB of shared memory
-    {512, 32, 32, 4, 2, 2, 1}, {512, 32, 16, 4, 2, 2, 1},                                                         // 99 KB
+    {64, 128, 128, 4, 1, 2, 2},                                                         // bn 64: -10 %
+    {128, 128, 64, 4, 1, 2, 2},                                                         // 8 warps, bn 128: -18 %; bn 32: -7 %
+    {256, 128, 64, 8, 1, 2, 1}, {256, 128, 32, 8, 1, 2, 1}, {256, 64, 32, 4, 1, 2, 1},  // bn 32: -15 %, for 163 and 99 KB of shared memory
+    {512, 64, 32, 8, 2, 2, 1},  {512, 64, 16, 8, 2, 2, 1},  {512, 32, 16, 4, 2, 2, 1},
 };
 // K and V, dS (and P where warps share keys), and the ring of Q, dO, lse and delta.
 constexpr int backward_bytes(const Tile& t, int dim, int value_dim) {
   const int score = 2 * t.bn * t.bm * (t.split > 1 ? 2 : 1);
   return 2 * t.bn * (dim + value_dim) + score + t.stages * (2 * t.bm * (dim + value_dim) + 8 * t.bm);
 }
+// Small blocks fill a GPU better where there are few keys: +10 % and more at 512, -6 % at 8192.
 constexpr Tile BACKWARD[] = {
-    {64, 64, 128, 8, 1, 2, 1}, {128, 64, 64, 8, 2, 2, 1}, {128, 64, 64, 8, 2, 1, 1},  // 99 KB
-    {256, 32, 64, 8, 2, 2, 1}, {256, 32, 32, 4, 2, 1, 1},                             // 99 KB
+    {64, 64, 64, 4, 1, 2, 3, 2048},  {64, 128, 128, 8, 1, 2, 1}, {64, 64, 128, 8, 1, 2, 1},  // bm 64: -13 %
+    {128, 64, 64, 4, 1, 2, 2, 1024}, {128, 64, 128, 8, 1, 2, 1}, {128, 64, 64, 4, 1, 1, 2},  // bm 32: -16 %
+    {256, 64, 64, 8, 2, 2, 1},       {256, 64, 64, 8, 2, 1, 1},  {256, 32, 32, 4, 2, 1, 1},  // one stage: -8 %; bm 32: -16 %
 };
+// dq by rows: Q and dO, and a ring of two stages of K and V. A warp has 16 rows.
+constexpr int backward_rows_bytes(const Tile& t, int dim, int value_dim) { return 2 * (t.bm + t.stages * t.bn) * (dim + value_dim); }
+constexpr Tile BACKWARD_ROWS[] = {{128, 64, 64, 4, 1, 2, 2}, {256, 64, 32, 4, 1, 2, 1}, {256, 32, 32, 2, 1, 2, 1}};
+// Room for the sums of dq, which lie in tiles of bm rows of every sequence: see kernels/words/row_sums.cuh.
+constexpr int64_t tiles_of_sums(const Tile& t, bool packed, int batch, int64_t max_rows, int64_t total_rows) {
+  return packed ? total_rows / t.bm + batch : batch * int64_t{divide_up(max_rows, t.bm)};
+}
 // null where none fits
 template <int N>
-constexpr const Tile* choose(const Tile (&tiles)[N], int (*bytes)(const Tile&, int, int), int dim, int value_dim, int shared_bytes) {
-  for (const Tile& t : tiles)
+constexpr const Tile* choose(const Tile (&tiles)[N], int (*bytes)(const Tile&, int, int), int dim, int value_dim, int64_t keys,
+                             int shared_bytes) {
+  for (const Tile& t : tiles) {
+    if (t.max_keys != 0 && keys > t.max_keys) continue;
     if (std::max(dim, value_dim) <= t.max_dim && bytes(t, dim, value_dim) <= shared_bytes) return &t;
+  }
   return nullptr;
 }
 
-// Decode: rows (position * group) of a key/value head that one block holds, keys of a step; more rows than this are forward's.
+// Decode: rows (position * group) of a key/value head that one block holds; keys of a tile; warps. More rows than DECODE_ROWS are
+// forward's.
 constexpr int DECODE_BM = 16;
-constexpr int DECODE_BN = 64;
+constexpr int DECODE_BN = 16;
 constexpr int DECODE_WARPS = 4;
 constexpr int DECODE_ROWS = 64;
-constexpr int DECODE_SPLIT_MIN = 256;  // keys of a split: fewer cost more in merging than the multiprocessors gain
-constexpr int DECODE_BLOCKS = 2;       // a multiprocessor, wanted
-// Keys of a split: enough splits to give every multiprocessor its blocks. A function of shapes and the caller's hint (0: none).
-constexpr int decode_split(int keys, int64_t blocks, int cores, int hint) {
-  const int64_t wanted = hint > 0 ? hint : std::max<int64_t>(1, int64_t{cores} * DECODE_BLOCKS / std::max<int64_t>(blocks, 1));
-  const int split = divide_up(keys, static_cast<int>(std::min<int64_t>(wanted, std::max(keys, 1))));
-  return round_up(std::max({split, hint > 0 ? 1 : DECODE_SPLIT_MIN, 1}), DECODE_BN);
+constexpr int DECODE_SPLIT_MIN = 256;   // keys of a split: fewer cost more in merging than the multiprocessors gain
+constexpr int DECODE_BLOCKS = 2;        // a multiprocessor, wanted: one reads while the other begins or ends
+constexpr int DECODE_BLOCKS_PLAIN = 8;  // of the plain kernel, which has nothing under way but what its warps wait for
+constexpr int DECODE_STAGES_MAX = 6;
+// split: warps that share the columns of V, 128 each at most (64 registers); dims are padded so that they divide.
+struct DecodeTile {
+  int split, dim, value_dim, stages;
+  constexpr int teams() const { return DECODE_WARPS / split; }
+  // Q and the rings; in the end their memory holds what the teams found
+  constexpr int bytes() const {
+    const int ring = 2 * DECODE_BM * dim + teams() * stages * 2 * DECODE_BN * (dim + value_dim);
+    return std::max(ring, teams() * DECODE_BM * 4 * (3 + value_dim));
+  }
+};
+// The most stages with which DECODE_BLOCKS fit a multiprocessor (whose memory is little more than what one block may have), or one does;
+// at least two.
+constexpr DecodeTile decode_tile(int dim, int value_dim, int shared_bytes) {
+  const int split = value_dim <= 128 ? 1 : value_dim <= 256 ? 2 : 4;
+  DecodeTile t{split, round_up(dim, PANEL), round_up(value_dim, split == 4 ? 2 * PANEL : PANEL), DECODE_STAGES_MAX};
+  for (int blocks = DECODE_BLOCKS; blocks > 0; blocks--)
+    for (t.stages = DECODE_STAGES_MAX; t.stages >= 2; t.stages--)
+      if (blocks * (t.bytes() + 1024) <= shared_bytes + 1024) return t;
+  t.stages = 2;
+  return t;
+}
+// Splits of the longest sequence: enough to give the multiprocessors `wanted` blocks; `hint`: the caller's (0: none).
+constexpr int decode_parts(int keys, int64_t blocks, int64_t wanted, int hint) {
+  const int64_t parts = hint > 0 ? hint : wanted / std::max<int64_t>(blocks, 1);
+  return static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(parts, divide_up(keys, hint > 0 ? 1 : DECODE_SPLIT_MIN))));
 }
 }  // namespace fa::cuda

@@ -7,21 +7,18 @@
 //          dk as they stand; dS goes through shared memory for dq, and P too where warps share keys (FA_SPLIT > 1).
 // Speed    docs/performance.md
 #include "words/panel.cuh"
-#include "words/score.cuh"
+#include "words/row_sums.cuh"
 
 namespace fa::cuda {
 namespace {
-constexpr int BM = FA_BM, BN = FA_BN, DIM = FA_DIM, VALUE_DIM = FA_VALUE_DIM, WARPS = FA_WARPS, SPLIT = FA_SPLIT, THREADS = WARPS * 32;
-constexpr int STAGES = FA_STAGES;
+constexpr int BN = FA_BN, VALUE_DIM = FA_VALUE_DIM, SPLIT = FA_SPLIT, STAGES = FA_STAGES;
 constexpr int STEP_ROWS = BM / SPLIT;                                          // rows of a step that a warp scores
 constexpr int NT = STEP_ROWS / 8, KT = DIM / 16, VT = VALUE_DIM / 16;          // tiles of P, and steps of its products
 constexpr int KO = DIM / SPLIT / 8, VO = VALUE_DIM / SPLIT / 8;                // tiles of a warp's dk and dv
-// a warp's part of dq: two tiles of rows share a load of K where the columns then divide into tiles
-constexpr int DQ_ROWS = DIM * BM % (16 * 32 * WARPS) == 0 ? 32 : 16, DQ_GROUPS = BM / DQ_ROWS;
-constexpr int DQ_COLUMNS = DIM / (WARPS / DQ_GROUPS), DQ_PASS = DQ_COLUMNS * DQ_ROWS > 2048 ? 64 : DQ_COLUMNS;
+constexpr int DQ_PASS = DQ_COLUMNS * DQ_ROWS > 2048 ? 64 : DQ_COLUMNS;         // columns of dq at a time
 static_assert(WARPS / SPLIT * 16 == BN && STEP_ROWS % 16 == 0 && BM % 32 == 0);
 static_assert(DIM % (16 * SPLIT) == 0 && VALUE_DIM % (16 * SPLIT) == 0);
-static_assert(WARPS % DQ_GROUPS == 0 && DQ_COLUMNS % 16 == 0 && DQ_COLUMNS % DQ_PASS == 0);
+static_assert(DQ_COLUMNS % DQ_PASS == 0);
 
 using KPanel = Panel<BN, DIM>;
 using VPanel = Panel<BN, VALUE_DIM>;
@@ -40,57 +37,6 @@ FA_FN float2 load_floats(unsigned address) {
 FA_FN void copy_4(unsigned to, const float* from, bool present) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(to), "l"(from), "r"(present ? 4 : 0) : "memory");
 }
-FA_FN void add(float* to, float x, float y) {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("red.global.add.v2.f32 [%0], {%1, %2};" ::"l"(to), "f"(x), "f"(y) : "memory");
-#else
-  asm volatile("red.global.add.f32 [%0], %1;" ::"l"(to), "f"(x) : "memory");
-  asm volatile("red.global.add.f32 [%0+4], %1;" ::"l"(to), "f"(y) : "memory");
-#endif
-}
-
-template <int N>
-FA_FN void zero(float (&x)[N][4]) {
-#pragma unroll
-  for (int n = 0; n < N; n++)
-#pragma unroll
-    for (int i = 0; i < 4; i++) x[n][i] = 0;
-}
-
-// keys x rows = left (16 keys of a panel) * right^T (rows of a panel)
-template <int STEPS, class Left, class Right>
-FA_FN void products(float (&s)[NT][4], const Tiles<Left>& left, const Tiles<Right>& right) {
-#pragma unroll
-  for (int step = 0; step < STEPS; step++) {
-    unsigned a[4];
-    load_matrices(a, left.at(0, step * 2));
-#pragma unroll
-    for (int n = 0; n < NT; n += 2) {
-      unsigned b[4];
-      load_matrices(b, right.at(n * 8, step * 2));
-      if (step == 0) {
-        multiply(s[n], a, b[0], b[1]);
-        multiply(s[n + 1], a, b[2], b[3]);
-      } else {
-        multiply_add(s[n], a, b[0], b[1]);
-        multiply_add(s[n + 1], a, b[2], b[3]);
-      }
-    }
-  }
-}
-
-// sum (16 keys x columns) += weights (16 keys x 16 rows) * right (rows of a panel)
-template <int N, class Right>
-FA_FN void accumulate(float (&sum)[N][4], const unsigned (&weights)[4], const Tiles<Right>& right, int row, int chunk) {
-#pragma unroll
-  for (int n = 0; n < N; n += 2) {
-    unsigned b[4];
-    load_transposed(b, right.at(row, chunk + n));
-    multiply_add(sum[n], weights, b[0], b[1]);
-    multiply_add(sum[n + 1], weights, b[2], b[3]);
-  }
-}
-
 // An lse in shared memory becomes what is subtracted from scores in log2 units, once for all warps.
 FA_FN void refer(unsigned address) {
   float lse;
@@ -105,14 +51,14 @@ struct Weights {
 };
 
 // score and hide. row, key: of this lane's register [0][0]
-FA_FN void score_tile(float (&s)[NT][4], Weights& weights, const Elements& elements, int row, int key, bool edge) {
+FA_FN void score_tile(float (&s)[1][NT][4], Weights& weights, const Elements& elements, int row, int key, bool edge) {
   if constexpr (CHANGED) {
 #pragma unroll
     for (int n = 0; n < NT; n++)
 #pragma unroll
       for (int i = 0; i < 4; i++) {
-        if constexpr ((F & SOFTCAP) != 0) weights.slope[n][i] = elements.score_slope(s[n][i]);
-        s[n][i] = elements.score(s[n][i], row + n * 8 + i % 2, key + i / 2 * 8);
+        if constexpr ((F & SOFTCAP) != 0) weights.slope[n][i] = elements.score_slope(s[0][n][i]);
+        s[0][n][i] = elements.score(s[0][n][i], row + n * 8 + i % 2, key + i / 2 * 8);
       }
   }
   if (edge) {
@@ -124,18 +70,18 @@ FA_FN void score_tile(float (&s)[NT][4], Weights& weights, const Elements& eleme
 #pragma unroll
         for (int e = 0; e < 2; e++) {
           const int r = row + n * 8 + e;
-          s[n][2 * h + e] = r >= seen.first && r < seen.end ? s[n][2 * h + e] : hidden();
+          s[0][n][2 * h + e] = r >= seen.first && r < seen.end ? s[0][n][2 * h + e] : hidden();
         }
     }
   }
 }
 // weigh. lse: shared address of this lane's first row, already a reference (see refer)
-FA_FN void weigh(float (&s)[NT][4], unsigned lse, float unit) {
+FA_FN void weigh(float (&s)[1][NT][4], unsigned lse, float unit) {
 #pragma unroll
   for (int n = 0; n < NT; n++) {
     const float2 reference = load_floats(lse + static_cast<unsigned>(n * 32));
 #pragma unroll
-    for (int i = 0; i < 4; i++) s[n][i] = probability(s[n][i], unit, i % 2 == 0 ? reference.x : reference.y);
+    for (int i = 0; i < 4; i++) s[0][n][i] = probability(s[0][n][i], unit, i % 2 == 0 ? reference.x : reference.y);
   }
 }
 
@@ -163,14 +109,14 @@ FA_FN float kept(const Weights& weights, int n, int i, float x) {
 }
 
 // dS from P and the products of dout and V. delta: shared address of this lane's first row
-FA_FN void differentiate(float (&dp)[NT][4], const float (&s)[NT][4], const Weights& weights, unsigned delta, float keep_scale) {
+FA_FN void differentiate(float (&dp)[1][NT][4], const float (&s)[1][NT][4], const Weights& weights, unsigned delta, float keep_scale) {
 #pragma unroll
   for (int n = 0; n < NT; n++) {
     const float2 d = load_floats(delta + static_cast<unsigned>(n * 32));
 #pragma unroll
     for (int i = 0; i < 4; i++) {
-      float& x = dp[n][i];
-      x = score_gradient(s[n][i], DROPS ? kept(weights, n, i, keep_scale) : 1.f, x, i % 2 == 0 ? d.x : d.y);
+      float& x = dp[0][n][i];
+      x = score_gradient(s[0][n][i], DROPS ? kept(weights, n, i, keep_scale) : 1.f, x, i % 2 == 0 ? d.x : d.y);
       if constexpr ((F & SOFTCAP) != 0) x *= weights.slope[n][i];
     }
   }
@@ -182,7 +128,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, FA_BLOCKS)
   extern __shared__ __align__(128) unsigned char shared[];
   const unsigned base = shared_address(shared);
 
-  // where. part_out: float32 sums of dq, with the strides of out and rows of DIM
+  // where
   const Sequence sequence = sequence_of(p, a, static_cast<int>(blockIdx.z));
   const Mask mask = mask_of(sequence);
   const int kv_head = static_cast<int>(blockIdx.y), key0 = static_cast<int>(blockIdx.x) * BN;
@@ -205,8 +151,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, FA_BLOCKS)
   const int q_width = copy_width(a.q, p.q), g_width = copy_width(a.dout, p.dout);
   const auto fetch = [&](int head, int row0, int stage) {
     const int count = mask.rows - row0;
-    fill<THREADS>(q_panel(stage), count, p.dim, q_width, rows_from(sequence, a.q, p.q, row0, head));
-    fill<THREADS>(g_panel(stage), count, p.value_dim, g_width, rows_from(sequence, a.dout, p.dout, row0, head));
+    fill<THREADS>(q_panel(stage), Interval<int>{0, count}, p.dim, q_width, rows_from(sequence, a.q, p.q, row0, head));
+    fill<THREADS>(g_panel(stage), Interval<int>{0, count}, p.value_dim, g_width, rows_from(sequence, a.dout, p.dout, row0, head));
     const int i = static_cast<int>(threadIdx.x);
     if (i < 2 * BM) {
       const int r = i % BM;
@@ -216,13 +162,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, FA_BLOCKS)
   };
   static_assert(2 * BM <= THREADS);
 
-  fill<THREADS>(k_panel, keys, p.dim, copy_width(a.k, p.k), keys_from(p, sequence, a.k, p.k, key0, kv_head));
-  fill<THREADS>(v_panel, keys, p.value_dim, copy_width(a.v, p.v), keys_from(p, sequence, a.v, p.v, key0, kv_head));
+  fill<THREADS>(k_panel, Interval<int>{0, keys}, p.dim, copy_width(a.k, p.k), keys_from(p, sequence, a.k, p.k, key0, kv_head));
+  fill<THREADS>(v_panel, Interval<int>{0, keys}, p.value_dim, copy_width(a.v, p.v), keys_from(p, sequence, a.v, p.v, key0, kv_head));
   int head = kv_head * p.group, row0 = first_step * BM, stage = 0;
   if (row_steps > 0) fetch(head, row0, 0);
   commit();
 
-  float dk[KO][4], dv[VO][4];
+  float dk[1][KO][4], dv[1][VO][4];
   zero(dk);
   zero(dv);
   const Tiles<KPanel> k_left = Tiles<KPanel>::straight(k_panel, warp_key);
@@ -247,7 +193,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, FA_BLOCKS)
     const unsigned lse = lse_at(stage) + static_cast<unsigned>(lane_row * 4);
     const Tiles<GPanel> g_right = Tiles<GPanel>::straight(g_panel(stage), 0);
     const Tiles<QPanel> q_right = Tiles<QPanel>::straight(q_panel(stage), 0);
-    float s[NT][4], dp[NT][4];
+    float s[1][NT][4], dp[1][NT][4];
     Weights weights;
     products<KT>(s, k_left, Tiles<QPanel>::crossed(q_panel(stage), part * STEP_ROWS));
     score_tile(s, weights, elements, row0 + lane_row, key0 + lane_key, edge);
@@ -255,84 +201,63 @@ extern "C" __global__ void __launch_bounds__(THREADS, FA_BLOCKS)
     if constexpr (DROPS) decide(weights, elements, row0 + lane_row, key0 + lane_key);
 
     // P is the left operand of dv; for lanes of other warps it goes through shared memory
-    const auto share = [&](SPanel panel, int n, int h, unsigned pair) {
-      store_4(panel.address(lane_key + h * 8, part * NT + n) + static_cast<unsigned>(lane_of() % 4 * 4), pair);
+    const auto share = [&](SPanel panel, int n, const unsigned(&a)[4]) {
+#pragma unroll
+      for (int i = 0; i < 4; i++)
+        store_4(panel.address(lane_key + i % 2 * 8, part * NT + n + i / 2) + static_cast<unsigned>(lane_of() % 4 * 4), a[i]);
     };
 #pragma unroll
     for (int n = 0; n < NT; n += 2) {
-      unsigned p_operand[4];
+      unsigned weights_of[1][4];
+      float left[4], right[4];
 #pragma unroll
-      for (int i = 0; i < 4; i++) {
-        const int tile = n + i / 2, h = i % 2;
-        p_operand[i] = pack(kept(weights, tile, 2 * h, s[tile][2 * h]), kept(weights, tile, 2 * h + 1, s[tile][2 * h + 1]));
-        if constexpr (SPLIT > 1) share(p_panel, tile, h, p_operand[i]);
-      }
-      if constexpr (SPLIT == 1) accumulate(dv, p_operand, g_right, n * 8, 0);
+      for (int i = 0; i < 4; i++) left[i] = kept(weights, n, i, s[0][n][i]), right[i] = kept(weights, n + 1, i, s[0][n + 1][i]);
+      operand(weights_of[0], left, right);
+      if constexpr (SPLIT > 1) share(p_panel, n, weights_of[0]);
+      if constexpr (SPLIT == 1) accumulate(dv, weights_of, g_right, n * 8, 0);
     }
     products<VT>(dp, v_left, Tiles<GPanel>::crossed(g_panel(stage), part * STEP_ROWS));
     differentiate(dp, s, weights, lse + BM * 4, elements.keep_scale);
 #pragma unroll
     for (int n = 0; n < NT; n += 2) {
-      unsigned ds_operand[4];
-#pragma unroll
-      for (int i = 0; i < 4; i++) {
-        const int tile = n + i / 2, h = i % 2;
-        ds_operand[i] = pack(dp[tile][2 * h], dp[tile][2 * h + 1]);
-        if constexpr (SPLIT > 1 || FA_DQ != 0) share(ds_panel, tile, h, ds_operand[i]);
-      }
-      if constexpr (SPLIT == 1) accumulate(dk, ds_operand, q_right, n * 8, 0);
+      unsigned ds[1][4];
+      operand(ds[0], dp[0][n], dp[0][n + 1]);
+      if constexpr (SPLIT > 1 || FA_DQ != 0) share(ds_panel, n, ds[0]);
+      if constexpr (SPLIT == 1) accumulate(dk, ds, q_right, n * 8, 0);
     }
     if constexpr (SPLIT > 1 || FA_DQ != 0) __syncthreads();
     if constexpr (SPLIT > 1) {
       const Tiles<SPanel> p_left = Tiles<SPanel>::straight(p_panel, warp_key), ds_left = Tiles<SPanel>::straight(ds_panel, warp_key);
 #pragma unroll
       for (int row = 0; row < BM; row += 16) {
-        unsigned operands[4];
-        load_matrices(operands, p_left.at(0, row / 8));
-        accumulate(dv, operands, g_right, row, part * VO);
-        load_matrices(operands, ds_left.at(0, row / 8));
-        accumulate(dk, operands, q_right, row, part * KO);
+        unsigned weights_of[1][4], ds[1][4];
+        load_matrices(weights_of[0], p_left.at(0, row / 8));
+        accumulate(dv, weights_of, g_right, row, part * VO);
+        load_matrices(ds[0], ds_left.at(0, row / 8));
+        accumulate(dk, ds, q_right, row, part * KO);
       }
     }
 
     if constexpr (FA_DQ != 0) {
-      const int dq_row = warp_of() % DQ_GROUPS * DQ_ROWS, dq_column = warp_of() / DQ_GROUPS * DQ_COLUMNS;
       const Tiles<SPanel> ds_left = Tiles<SPanel>::crossed(ds_panel, 0);
       const Tiles<KPanel> k_right = Tiles<KPanel>::straight(k_panel, 0);
-      constexpr int MT = DQ_ROWS / 16, OT = DQ_PASS / 8;
-      const int dq_lane_row = dq_row + lane_of() / 4;
-      float* const dq_rows = static_cast<float*>(a.part_out) + row_offset(p.out, sequence, row0 + dq_lane_row, head) + dq_column +
-                             lane_of() % 4 * 2;
+      float* const sums = sums_of_lane(tile_of_sums(p, a, sequence, row0, head));
+      constexpr int OT = DQ_PASS / 8;
 #pragma unroll 1
       for (int pass = 0; pass < DQ_COLUMNS; pass += DQ_PASS) {
-        float dq[MT][OT][4];
-#pragma unroll
-        for (int m = 0; m < MT; m++) zero(dq[m]);
+        float dq[DQ_TILES][OT][4];
+        zero(dq);
 #pragma unroll
         for (int key = 0; key < BN; key += 16) {
-          unsigned weights[MT][4];
+          unsigned ds[DQ_TILES][4];
 #pragma unroll
-          for (int m = 0; m < MT; m++) load_transposed(weights[m], ds_left.at(key, (dq_row + m * 16) / 8));
-#pragma unroll
-          for (int o = 0; o < OT; o += 2) {
-            unsigned b[4];
-            load_transposed(b, k_right.at(key, (dq_column + pass) / 8 + o));
-#pragma unroll
-            for (int m = 0; m < MT; m++) {
-              multiply_add(dq[m][o], weights[m], b[0], b[1]);
-              multiply_add(dq[m][o + 1], weights[m], b[2], b[3]);
-            }
-          }
+          for (int m = 0; m < DQ_TILES; m++) load_transposed(ds[m], ds_left.at(key, (dq_row() + m * 16) / 8));
+          accumulate(dq, ds, k_right, key, (dq_column() + pass) / 8);
         }
 #pragma unroll
-        for (int m = 0; m < MT; m++)
+        for (int m = 0; m < DQ_TILES; m++)
 #pragma unroll
-          for (int h = 0; h < 2; h++) {
-            if (rows < BM && dq_lane_row + m * 16 + h * 8 >= rows) continue;
-            float* const to = dq_rows + (m * 16 + h * 8) * p.out.row + pass;
-#pragma unroll
-            for (int o = 0; o < OT; o++) add(to + o * 8, dq[m][o][2 * h], dq[m][o][2 * h + 1]);
-          }
+          for (int o = 0; o < OT; o++) add_sums(sums + sum_at(m, pass / 8 + o, 0), dq[m][o]);
       }
     }
     if constexpr (STAGES == 1) {
@@ -353,18 +278,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, FA_BLOCKS)
 #pragma unroll
     for (int n = 0; n < KO; n++)
       store_4(k_panel.address(lane_key + h * 8, part * KO + n) + static_cast<unsigned>(lane_of() % 4 * 4),
-              pack(dk[n][2 * h] * k_factor, dk[n][2 * h + 1] * k_factor));
+              pack(dk[0][n][2 * h] * k_factor, dk[0][n][2 * h + 1] * k_factor));
 #pragma unroll
     for (int n = 0; n < VO; n++)
       store_4(v_panel.address(lane_key + h * 8, part * VO + n) + static_cast<unsigned>(lane_of() % 4 * 4),
-              pack(dv[n][2 * h] * v_factor, dv[n][2 * h + 1] * v_factor));
+              pack(dv[0][n][2 * h] * v_factor, dv[0][n][2 * h + 1] * v_factor));
   }
   __syncthreads();
-  Element* const dk_rows = static_cast<Element*>(a.dk);
-  Element* const dv_rows = static_cast<Element*>(a.dv);
-  drain<THREADS>(k_panel, keys, p.dim, copy_width(a.dk, p.dk),
-                 [&](int j) { return dk_rows + key_offset(p, p.dk, sequence, key0 + j, kv_head); });
-  drain<THREADS>(v_panel, keys, p.value_dim, copy_width(a.dv, p.dv),
-                 [&](int j) { return dv_rows + key_offset(p, p.dv, sequence, key0 + j, kv_head); });
+  drain<THREADS>(k_panel, keys, p.dim, copy_width(a.dk, p.dk), keys_from(p, sequence, a.dk, p.dk, key0, kv_head));
+  drain<THREADS>(v_panel, keys, p.value_dim, copy_width(a.dv, p.dv), keys_from(p, sequence, a.dv, p.dv, key0, kv_head));
 }
 }  // namespace fa::cuda

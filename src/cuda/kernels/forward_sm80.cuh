@@ -4,8 +4,7 @@
 // Memory   Q once; K and V in a ring of two stages filled by cp.async one block ahead, one barrier a block; S and P in registers only.
 // Speed    docs/performance.md. The maximum moves only when a score exceeds it by LAZY (log2 units): the sums stay exact, and the
 //          output is rarely rescaled.
-#include "words/panel.cuh"
-#include "words/score.cuh"
+#include "words/products.cuh"
 
 namespace fa::cuda {
 namespace {
@@ -35,57 +34,6 @@ FA_FN float quad_max(float x) {
 FA_FN float quad_sum(float x) {
   x += __shfl_xor_sync(ALL_LANES, x, 1);
   return x + __shfl_xor_sync(ALL_LANES, x, 2);
-}
-
-// S = Q K^T
-FA_FN void products(float (&s)[MT][NT][4], const Tiles<QPanel>& q, const Tiles<KPanel>& k) {
-#pragma unroll
-  for (int step = 0; step < KT; step++) {
-    unsigned a[MT][4];
-#pragma unroll
-    for (int m = 0; m < MT; m++) load_matrices(a[m], q.at(m * 16, step * 2));
-#pragma unroll
-    for (int n = 0; n < NT; n += 2) {
-      unsigned b[4];
-      load_matrices(b, k.at(n * 8, step * 2));
-#pragma unroll
-      for (int m = 0; m < MT; m++) {
-        if (step == 0) {
-          multiply(s[m][n], a[m], b[0], b[1]);
-          multiply(s[m][n + 1], a[m], b[2], b[3]);
-        } else {
-          multiply_add(s[m][n], a[m], b[0], b[1]);
-          multiply_add(s[m][n + 1], a[m], b[2], b[3]);
-        }
-      }
-    }
-  }
-}
-
-// score and hide. row, key: of this lane's register [0][0][0]
-FA_FN void score_tile(float (&s)[MT][NT][4], const Elements& elements, int row, int key, bool edge) {
-#pragma unroll
-  for (int m = 0; m < MT; m++)
-#pragma unroll
-    for (int h = 0; h < 2; h++) {
-      const int r = row + m * 16 + h * 8;
-      if constexpr (CHANGED) {
-#pragma unroll
-        for (int n = 0; n < NT; n++)
-#pragma unroll
-          for (int e = 0; e < 2; e++) s[m][n][2 * h + e] = elements.score(s[m][n][2 * h + e], r, key + n * 8 + e);
-      }
-      if (edge) {
-        const Interval<int> seen = visible_keys(elements.mask, r);
-#pragma unroll
-        for (int n = 0; n < NT; n++)
-#pragma unroll
-          for (int e = 0; e < 2; e++) {
-            const int j = key + n * 8 + e;
-            s[m][n][2 * h + e] = j >= seen.first && j < seen.end ? s[m][n][2 * h + e] : hidden();
-          }
-      }
-    }
 }
 
 // weigh: scores become probabilities relative to the running maximum
@@ -127,52 +75,6 @@ FA_FN void weigh(float (&s)[MT][NT][4], State& state, float unit) {
           state.softmax[m][h].sum += x;
         }
 }
-
-FA_FN void drop(float (&s)[MT][NT][4], const Elements& elements, int row, int key) {
-  const bool aligned = elements.dropout_aligned();
-#pragma unroll
-  for (int m = 0; m < MT; m++)
-#pragma unroll
-    for (int e = 0; e < 2; e++)
-#pragma unroll
-      for (int tile = 0; tile < NT; tile += 4) {
-        const Words<unsigned> words = elements.dropout_tile(row + m * 16, key + tile * 8 + e);
-#pragma unroll
-        for (int n = tile; n < tile + 4 && n < NT; n++)
-#pragma unroll
-          for (int h = 0; h < 2; h++) {
-            // a block starts at a multiple of BN keys: its tiles may begin in the middle of a call's 32
-            const bool keep = aligned && BN % 32 == 0 ? elements.keeps_in(words, h * 8, (n - tile) * 8)
-                                                      : elements.keeps(row + m * 16 + h * 8, key + n * 8 + e);
-            if (!keep) s[m][n][2 * h + e] = 0;
-          }
-      }
-}
-
-// O += P V
-FA_FN void accumulate(State& state, const float (&s)[MT][NT][4], const Tiles<VPanel>& v, int first_chunk) {
-#pragma unroll
-  for (int step = 0; step < BN / 16; step++) {
-    unsigned a[MT][4];
-#pragma unroll
-    for (int m = 0; m < MT; m++) {
-      const float(&left)[4] = s[m][2 * step];
-      const float(&right)[4] = s[m][2 * step + 1];
-      a[m][0] = pack(left[0], left[1]), a[m][1] = pack(left[2], left[3]);
-      a[m][2] = pack(right[0], right[1]), a[m][3] = pack(right[2], right[3]);
-    }
-#pragma unroll
-    for (int o = 0; o < OT; o += 2) {
-      unsigned b[4];
-      load_transposed(b, v.at(step * 16, first_chunk + o));
-#pragma unroll
-      for (int m = 0; m < MT; m++) {
-        multiply_add(state.out[m][o], a[m], b[0], b[1]);
-        multiply_add(state.out[m][o + 1], a[m], b[2], b[3]);
-      }
-    }
-  }
-}
 }  // namespace
 
 extern "C" __global__ void __launch_bounds__(THREADS, FA_BLOCKS)
@@ -191,23 +93,27 @@ extern "C" __global__ void __launch_bounds__(THREADS, FA_BLOCKS)
   const int lane_row = warp_row + lane_of() / 4, lane_column = lane_of() % 4 * 2;
   const Elements elements(p, a, sequence, head);
 
-  // range
-  const Interval<int> any = any_visible(mask, row0, row0 + rows - 1), all = all_visible(mask, row0, row0 + rows - 1);
+  // range: of the block, whose keys are loaded, and of this warp's rows
+  const Interval<int> any = any_visible(mask, row0, row0 + rows - 1);
+  const int warp_first = row0 + min(warp_row, rows - 1), warp_last = row0 + min(warp_row + ROWS, rows) - 1;
+  const Interval<int> warp_any = any_visible(mask, warp_first, warp_last), all = all_visible(mask, warp_first, warp_last);
   const int first_block = max(any.first, 0) / BN, end_block = any.end > any.first ? divide_up(any.end, BN) : first_block;
 
   const auto k_panel = [&](int stage) { return KPanel{base + Q_BYTES + static_cast<unsigned>(stage * STAGE_BYTES)}; };
   const auto v_panel = [&](int stage) { return VPanel{base + Q_BYTES + static_cast<unsigned>(stage * STAGE_BYTES + KPanel::BYTES)}; };
   const int k_width = copy_width(a.k, p.k), v_width = copy_width(a.v, p.v);
+  // keys that nobody sees are not read: an unused part of a cache may hold anything, and 0 times NaN is NaN
+  const auto keys_in = [&](int block) { return Interval<int>{any.first - block * BN, any.end - block * BN}; };
   const auto fill_keys = [&](int block, int stage) {
-    fill<THREADS>(k_panel(stage), mask.keys - block * BN, p.dim, k_width, keys_from(p, sequence, a.k, p.k, block * BN, kv_head));
+    fill<THREADS>(k_panel(stage), keys_in(block), p.dim, k_width, keys_from(p, sequence, a.k, p.k, block * BN, kv_head));
   };
   const auto fill_values = [&](int block, int stage) {
-    fill<THREADS>(v_panel(stage), mask.keys - block * BN, p.value_dim, v_width, keys_from(p, sequence, a.v, p.v, block * BN, kv_head));
+    fill<THREADS>(v_panel(stage), keys_in(block), p.value_dim, v_width, keys_from(p, sequence, a.v, p.v, block * BN, kv_head));
   };
 
   const QPanel q_panel{base};
   if (end_block > first_block) {
-    fill<THREADS>(q_panel, rows, p.dim, copy_width(a.q, p.q), rows_from(sequence, a.q, p.q, row0, head));
+    fill<THREADS>(q_panel, Interval<int>{0, rows}, p.dim, copy_width(a.q, p.q), rows_from(sequence, a.q, p.q, row0, head));
     fill_keys(end_block - 1, 0);
     commit();
     fill_values(end_block - 1, 0);
@@ -215,14 +121,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, FA_BLOCKS)
   commit();
 
   State state;
+  zero(state.out);
 #pragma unroll
-  for (int m = 0; m < MT; m++) {
-#pragma unroll
-    for (int o = 0; o < OT; o++)
-#pragma unroll
-      for (int i = 0; i < 4; i++) state.out[m][o][i] = 0;
-    state.softmax[m][0] = state.softmax[m][1] = Softmax<float>{no_maximum(), 0};
-  }
+  for (int m = 0; m < MT; m++) state.softmax[m][0] = state.softmax[m][1] = Softmax<float>{no_maximum(), 0};
   const float unit = elements.unit();
   const Tiles<QPanel> q = Tiles<QPanel>::straight(q_panel, warp_row);
   int stage = 0;
@@ -240,17 +141,28 @@ extern "C" __global__ void __launch_bounds__(THREADS, FA_BLOCKS)
     }
     commit();
 
-    float s[MT][NT][4];
-    products(s, q, Tiles<KPanel>::crossed(k_panel(stage), 0));
     const int key0 = block * BN;
-    score_tile(s, elements, row0 + lane_row, key0 + lane_column, key0 < all.first || key0 + BN > all.end);
-    weigh(s, state, unit);
-    if constexpr (DROPS) drop(s, elements, row0 + lane_row, key0 + lane_column);
+    const bool sees = key0 < warp_any.end && key0 + BN > warp_any.first;
+    float s[MT][NT][4];
+    if (sees) products<KT>(s, q, Tiles<KPanel>::crossed(k_panel(stage), 0));
     if (begins) {
       wait<1>();
       __syncthreads();
     }
-    accumulate(state, s, Tiles<VPanel>::straight(v_panel(stage), 0), first_chunk);
+    if (!sees) continue;
+    score_rows(s, elements, row0 + lane_row, key0 + lane_column, key0 < all.first || key0 + BN > all.end);
+    weigh(s, state, unit);
+    if constexpr (DROPS)
+      decide_rows<MT, NT>(elements, row0 + lane_row, key0 + lane_column,
+                          [&](int m, int n, int i, bool kept) { s[m][n][i] = kept ? s[m][n][i] : 0.f; });
+    const Tiles<VPanel> v = Tiles<VPanel>::straight(v_panel(stage), 0);
+#pragma unroll
+    for (int step = 0; step < BN / 16; step++) {
+      unsigned weights[MT][4];
+#pragma unroll
+      for (int m = 0; m < MT; m++) operand(weights[m], s[m][2 * step], s[m][2 * step + 1]);
+      accumulate(state.out, weights, v, step * 16, first_chunk);
+    }
   }
 
   // finish
@@ -301,9 +213,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, FA_BLOCKS)
           store_4(out_panel.address(lane_row + m * 16 + h * 8, first_chunk + o) + static_cast<unsigned>(lane_column * 2),
                   pack(state.out[m][o][2 * h] * factor[m][h], state.out[m][o][2 * h + 1] * factor[m][h]));
     __syncthreads();
-    Element* const out_rows = static_cast<Element*>(a.out);
-    drain<THREADS>(out_panel, rows, p.value_dim, copy_width(a.out, p.out),
-                   [&](int r) { return out_rows + row_offset(p.out, sequence, row0 + r, head); });
+    drain<THREADS>(out_panel, rows, p.value_dim, copy_width(a.out, p.out), rows_from(sequence, a.out, p.out, row0, head));
   }
 }
 }  // namespace fa::cuda

@@ -56,15 +56,15 @@ constexpr bool LINEAR = false;
 template <>
 constexpr bool LINEAR<LinearRows> = true;
 
-// Fills a panel with rows [0, count) of a matrix and zeros below; columns from `dim` on become 0. row_at(row): pointer to a row's first
+// Fills a panel with the `present` rows of a matrix and zeros around them; columns from `dim` on become 0. row_at(row): pointer to a row's first
 // element. All THREADS threads of the block take part; the caller commits.
 template <int THREADS, int ROWS, int DIM, class RowAt>
-FA_FN void fill(Panel<ROWS, DIM> panel, int count, int dim, int width, RowAt row_at) {
+FA_FN void fill(Panel<ROWS, DIM> panel, Interval<int> present, int dim, int width, RowAt row_at) {
   // a thread keeps its column: neighbours copy one row's chunks (those of a panel where they do not divide the threads)
   constexpr unsigned ACROSS = THREADS % (DIM / 8) == 0 ? DIM / 8 : Panel<ROWS, DIM>::CHUNKS;
   constexpr int CHUNKS = DIM / 8, DOWN = THREADS / ACROSS;
   const int top = static_cast<int>(threadIdx.x / ACROSS), left = static_cast<int>(threadIdx.x % ACROSS);
-  if (LINEAR<RowAt> && width == 16 && count >= ROWS && dim == DIM) {
+  if (LINEAR<RowAt> && width == 16 && present.first <= 0 && present.end >= ROWS && dim == DIM) {
     const Element* from = row_at(top) + left * 8;
     const Int64 step = row_at(DOWN) - row_at(0);
 #pragma unroll
@@ -75,11 +75,11 @@ FA_FN void fill(Panel<ROWS, DIM> panel, int count, int dim, int width, RowAt row
   } else {
 #pragma unroll 1
     for (int row = top; row < ROWS; row += DOWN) {
-      const bool present = row < count;
-      const Element* const from = row_at(present ? row : 0);
+      const bool exists = row >= present.first && row < present.end;
+      const Element* const from = row_at(exists ? row : 0);
 #pragma unroll 1
       for (int chunk = left; chunk < CHUNKS; chunk += static_cast<int>(ACROSS)) {
-        const int valid = present ? min(max(dim - chunk * 8, 0), 8) * 2 : 0;
+        const int valid = exists ? min(max(dim - chunk * 8, 0), 8) * 2 : 0;
         const unsigned to = panel.address(row, chunk);
         if (width == 16)
           copy_16(to, from + (valid > 0 ? chunk * 8 : 0), valid);
@@ -90,7 +90,7 @@ FA_FN void fill(Panel<ROWS, DIM> panel, int count, int dim, int width, RowAt row
   }
 }
 
-// The way back: rows [0, count) of a panel, columns below `dim`.
+// The way back: rows [0, count) of a panel, columns below `dim`, to an array that the launch writes.
 template <int THREADS, int ROWS, int DIM, class RowAt>
 FA_FN void drain(Panel<ROWS, DIM> panel, int count, int dim, int width, RowAt row_at) {
   constexpr int CHUNKS = DIM / 8;
@@ -99,7 +99,7 @@ FA_FN void drain(Panel<ROWS, DIM> panel, int count, int dim, int width, RowAt ro
     const int row = i / CHUNKS, column = i % CHUNKS * 8;
     if (row >= count || column >= dim) continue;
     const uint4 words = load_16(panel.address(row, column / 8));
-    Element* const to = row_at(row) + column;
+    Element* const to = const_cast<Element*>(row_at(row)) + column;
     if (width == 16 && column + 8 <= dim) {
       *reinterpret_cast<uint4*>(to) = words;
     } else {
