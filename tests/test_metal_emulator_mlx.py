@@ -73,17 +73,31 @@ def test_capture_copies_where_mlx_does_and_fills_outputs():
     source = "uint i = thread_position_in_grid.x; if (i < 8) out[i] += x[i];"
     kernel = mx.fast.metal_kernel(name="copied", input_names=["x"], output_names=["out"], source=source)
     x = np.arange(32, dtype=np.float32).reshape(4, 8)[:, ::4]
-    launch = capture(kernel, [x], (9, 1, 1), (9, 1, 1), [(9,)], [mx.float32], init_value=100.0)
+    geometry = {"grid": (9, 1, 1), "threadgroup": (9, 1, 1), "output_shapes": [(9,)], "output_dtypes": [mx.float32]}
+    launch = capture(kernel, [x], **geometry, init_value=100.0)
     launch.run(Emulator("instrumented")).check()
     assert launch.outputs[0].tolist() == [*(100 + x.ravel()), 100]
-    launch = capture(kernel, [x], (9, 1, 1), (9, 1, 1), [(9,)], [mx.float32])
-    assert launch.run(Emulator("instrumented")).kinds() == {"uninitialised read"}
+    assert capture(kernel, [x], **geometry).run(Emulator("instrumented")).kinds() == {"uninitialised read"}
+
+
+@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16])
+def test_capture_hands_over_strides_of_mlx_arrays(dtype):
+    source = "uint i = thread_position_in_grid.x; out[i] = x[i * x_strides[0] + x_strides[1]];"
+    names = {"input_names": ["x"], "output_names": ["out"]}
+    kernel = mx.fast.metal_kernel(name="strided", **names, source=source, ensure_row_contiguous=False)
+    x = mx.arange(32).astype(dtype).reshape(4, 8).T
+    mx.eval(x)
+    launch = capture(kernel, [x], grid=(8, 1, 1), threadgroup=(8, 1, 1), output_shapes=[(8,)], output_dtypes=[dtype])
+    launch.run(Emulator("instrumented")).check()
+    assert launch.outputs[0].astype(np.float32).tolist() == x[:, 1].tolist()
+    assert [buffer.array.tolist() for buffer in launch.buffers[1:2]] == [[1, 8]]
 
 
 def test_capture_gives_mlx_own_errors():
     kernel = mx.fast.metal_kernel(name="two", input_names=["x", "y"], output_names=["out"], source="out[0] = x[0] + y[0];")
+    geometry = {"grid": (1, 1, 1), "threadgroup": (1, 1, 1), "output_shapes": [(1,)], "output_dtypes": [mx.float32]}
     with pytest.raises(ValueError, match="Expected `inputs` to have size 2 but got size 1"):
-        capture(kernel, [np.zeros(8, np.float32)], (1, 1, 1), (1, 1, 1), [(1,)], [mx.float32])
+        capture(kernel, [np.zeros(8, np.float32)], **geometry)
 
 
 # ---- MLX's kernels -----------------------------------------------------------------------------------------------------------------

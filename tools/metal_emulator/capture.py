@@ -34,7 +34,7 @@ class Launch:
         return emulator.launch(self.text, self.name, self.buffers, self.grid, self.threadgroup)
 
 
-def capture(kernel, inputs, grid, threadgroup, output_shapes, output_dtypes, template=None, init_value=None) -> Launch:
+def capture(kernel, inputs, template=None, *, grid, threadgroup, output_shapes, output_dtypes, init_value=None) -> Launch:
     """The launch that `kernel(inputs=inputs, template=template, ...)` would make.
 
     kernel    what mx.fast.metal_kernel returned
@@ -82,16 +82,16 @@ def capture(kernel, inputs, grid, threadgroup, output_shapes, output_dtypes, tem
 
 
 def as_numpy(x) -> np.ndarray:
-    """An input as NumPy sees it; MLX's scalars become arrays as MLX makes them."""
+    """An input as NumPy sees it: MLX's own memory, with its strides. Scalars become arrays as MLX makes them."""
     import mlx.core as mx
 
     if isinstance(x, np.ndarray):
         return x
     if not isinstance(x, mx.array):
         x = mx.array(x)
-    if x.dtype == mx.bfloat16:
-        return np.array(x.view(mx.uint16)).view(numpy_dtype(mx.bfloat16))
-    return np.array(x)
+    if x.dtype == mx.bfloat16:  # which NumPy does not take from a buffer
+        return np.asarray(x.view(mx.uint16)).view(numpy_dtype(mx.bfloat16))
+    return np.asarray(x)
 
 
 def numpy_dtype(dtype) -> np.dtype:
