@@ -351,6 +351,15 @@ def test_limits():
         Emulator().launch(text, "other", [out], (1, 1, 1), (1, 1, 1))
 
 
+def test_missing_compiler_is_said(monkeypatch, tmp_path):
+    old = tmp_path / "clang++"  # Debian's plain clang++ may be older than what the emulator needs
+    old.write_text("#!/bin/sh\necho Debian clang version 14.0.6\n")
+    old.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(EmulatorError, match=r"expected clang\+\+ 17 or newer .* found none; .*apt-get install clang-19"):
+        compiler.__wrapped__()
+
+
 @pytest.mark.parametrize("target", ["x86_64-linux-gnu", "aarch64-linux-gnu"])
 def test_switch_assembles_for_both_processors(target, tmp_path):
     command = [compiler(), f"--target={target}", "-std=c++20", "-nostdinc", "-x", "c++", "-c", "-", "-o", str(tmp_path / "context.o")]
