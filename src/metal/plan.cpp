@@ -26,14 +26,12 @@ struct Planner {
   Launch& launch(const char* source, const char* kernel, int blocks_x, int blocks_y, int blocks_z, int simdgroups) {
     plan.launches.push_back(Launch{plan.row, kernel, problem.params, {}});
     Launch& l = plan.launches.back();
-    const ParamsT<double>& p = problem.params;
     l.source = source;
     l.grid = Grid{{blocks_x, blocks_y, blocks_z}, {SIMD * simdgroups, 1, 1}};
-    if (packed()) l.params.capacity = static_cast<int>(problem.has(Role::pages) ? p.capacity : problem.total_keys);
-    l.constants = {
-        {"FA_F", static_cast<int>(problem.features)},      {"FA_NEEDS", static_cast<int>(problem.needs & (VARLEN | CACHED | PAGED))},
-        {"FA_DTYPE", static_cast<int>(problem.dtype)},     {"FA_DIM", round_up(p.dim, FRAGMENT)},
-        {"FA_VALUE_DIM", round_up(p.value_dim, FRAGMENT)}, {"FA_SIMDGROUPS", simdgroups}};
+    if (packed()) l.params.capacity = static_cast<int>(problem.has(Role::pages) ? problem.params.capacity : problem.total_keys);
+    l.constants = {{"FA_NEEDS", static_cast<int>(problem.needs & (VARLEN | CACHED | PAGED))},
+                   {"FA_DTYPE", static_cast<int>(problem.dtype)},
+                   {"FA_SIMDGROUPS", simdgroups}};
     return l;
   }
   void reads(Launch& l, Roles roles) const {
@@ -54,6 +52,14 @@ struct Planner {
   static void add(Launch& l, std::initializer_list<Constant> constants) { l.constants.insert(l.constants.end(), constants); }
   // Threadgroup memory; the kernel declares it.
   static void memory(Launch& l, int bytes) { add(l, {{"FA_MEMORY", std::max(divide_up(bytes, 16), 1)}}); }
+  // Kernels that look at elements; constants that a text does not use would only make more variants of it.
+  void elements(Launch& l) const {
+    add(l, {{"FA_F", static_cast<int>(problem.features)}, {"FA_DIM", round_up(problem.params.dim, FRAGMENT)}});
+  }
+  void elements_and_values(Launch& l) const {
+    elements(l);
+    add(l, {{"FA_VALUE_DIM", round_up(problem.params.value_dim, FRAGMENT)}});
+  }
   static void tiles(Launch& l, int held, int stream, bool in_registers, bool keys_stream) {
     add(l, {{"FA_HELD_TILES", held}, {"FA_STREAM_TILES", stream}, {"FA_IN_REGISTERS", in_registers}, {"FA_KEYS_STREAM", keys_stream}});
   }
@@ -123,6 +129,7 @@ void Planner::forward() {
   const int held = tile.in_registers ? 0 : held_bytes(tile.held_tiles, dim, bytes()), groups = simdgroups(held, MOST_SIMDGROUPS);
   const int blocks = row_blocks(FRAGMENT * tile.held_tiles * groups);
   Launch& l = launch("forward.metal", "forward", blocks, p.heads * parts(columns), sequences(), groups);
+  elements(l);
   tiles(l, tile.held_tiles, tile.stream_tiles, tile.in_registers, true);
   add(l, {{"FA_PART", part},
           {"FA_PARTS", parts(columns)},
@@ -146,6 +153,7 @@ void Planner::decode() {
   const int split = decode_split(problem.max_keys, int64_t{p.batch} * heads, FRAGMENT * tile.stream_tiles * groups, problem.splits);
   const int count = std::max(1, divide_up(problem.max_keys, split));
   Launch& l = launch("decode.metal", "decode", count, heads, sequences(), groups);
+  elements(l);
   tiles(l, held_tiles, tile.stream_tiles, tile.in_registers, true);
   add(l, {{"FA_PART", part},
           {"FA_PARTS", parts(columns)},
@@ -177,6 +185,7 @@ void Planner::decode() {
 void Planner::forward_plain() {
   const int blocks = row_blocks(PLAIN_SIMDGROUPS);
   Launch& l = launch("plain.metal", "forward_plain", blocks, problem.params.heads, sequences(), PLAIN_SIMDGROUPS);
+  elements_and_values(l);
   reads(l, {Role::q, Role::k, Role::v, Role::seed, Role::slopes, Role::bias, Role::sink});
   reads_places(l);
   writes(l, {Role::out, Role::lse});
@@ -186,6 +195,7 @@ void Planner::after_forward() {
   if (!problem.wanted(Role::probabilities)) return;
   const ParamsT<double>& p = problem.params;
   Launch& l = launch("plain.metal", "probabilities", divide_up(problem.max_rows, PLAIN_SIMDGROUPS), p.heads, p.batch, PLAIN_SIMDGROUPS);
+  elements_and_values(l);
   reads(l, {Role::q, Role::k});
   l.arguments.push_back(Argument{Role::lse, Source{Role::lse, -1}});
   reads(l, {Role::seed, Role::slopes, Role::bias});
@@ -204,6 +214,7 @@ void Planner::delta() {
 // Reads all that a gradient of the scores needs.
 Launch& Planner::gradient(const char* source, const char* kernel, Grid grid) {
   Launch& l = launch(source, kernel, grid.blocks[0], grid.blocks[1], grid.blocks[2], grid.threads[0] / SIMD);
+  elements_and_values(l);
   reads(l, {Role::q, Role::k, Role::v, Role::dout, Role::lse});
   reads_delta(l);
   reads(l, {Role::seed, Role::slopes, Role::bias});
