@@ -96,6 +96,7 @@ struct Planner {
   void delta();
   // every backward launch reads delta: the caller's array where it wants one, else a temporary
   void reads_delta(Launch& l) const {
+    if (problem.max_rows == 0 && !packed()) return;  // nobody has written it, and nobody will look
     if (problem.wanted(Role::delta))
       l.arguments.push_back(Argument{Role::delta, Source{Role::delta, -1}});
     else

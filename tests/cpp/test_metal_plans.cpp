@@ -187,7 +187,9 @@ TEST(MetalPlans, PackedCallsReachWhatBelongsToNobody) {
 TEST(MetalPlans, NothingToDoIsNoLaunch) {
   EXPECT_EQ(launches(plan_of(forward_call(DType::f32, Shape{2, 0, 64, 4, 2, 32, 32}))), "");
   EXPECT_EQ(launches(plan_of(forward_call(DType::f32, Shape{2, 64, 0, 4, 2, 32, 32}))), "forward") << "zeros are to be written";
-  EXPECT_EQ(launches(plan_of(backward_call(DType::f32, Shape{2, 0, 64, 4, 2, 32, 32}))), "backward_dkv");
+  const Plan plan = plan_of(backward_call(DType::f32, Shape{2, 0, 64, 4, 2, 32, 32}));
+  EXPECT_EQ(launches(plan), "backward_dkv");
+  for (const Argument& a : plan.launches[0].arguments) EXPECT_LT(a.from.temporary, 0) << "delta has not been written";
 }
 
 TEST(MetalPlans, DecodeIsCutByShapesAndTheCallersWord) {

@@ -170,7 +170,7 @@ FA_FN void row_gradient_plain(Place place, ParamsPointer p, Q q, K k, V v, DOut 
         const float dp = product<FA_VALUE_DIM>(dout_row, load_piece<FA_VALUE_DIM>(v, from, 1, p->value_dim, place));
         const float x = element_score(p, s, h, bias, dot, i, j);
         if (!hides(x)) {
-          const Slope slope = element_gradient(p, x, lse[h.lse + i], delta[h.lse + i], dp, kept(p, seed, h, i, j));
+          const Slope slope = element_gradient(p, x, lse[h.lse + i], float_at(delta, h.lse + i), dp, kept(p, seed, h, i, j));
           sum = add_scaled<FA_DIM>(sum, slope.score * score_slope<F>(dot, score_numbers(p)) * p->score.scale, key);
         }
       }
@@ -205,7 +205,7 @@ FA_FN void key_gradient_plain(Place place, ParamsPointer p, Q q, K k, V v, DOut 
           const float dot = product<FA_DIM>(key, row), dp = product<FA_VALUE_DIM>(value, dout_row);
           const float x = element_score(p, s, h, bias, dot, i, j);
           if (!hides(x)) {
-            const Slope slope = element_gradient(p, x, lse[h.lse + i], delta[h.lse + i], dp, kept(p, seed, h, i, j));
+            const Slope slope = element_gradient(p, x, lse[h.lse + i], float_at(delta, h.lse + i), dp, kept(p, seed, h, i, j));
             dk_sum = add_scaled<FA_DIM>(dk_sum, slope.score * score_slope<F>(dot, score_numbers(p)) * p->score.scale, row);
             if (slope.weight != 0.0f) {
               dv_sum = add_scaled<FA_VALUE_DIM>(dv_sum, slope.weight, dout_row);
@@ -252,7 +252,7 @@ FA_FN void bias_gradient(Place place, ParamsPointer p, Q q, K k, V v, DOut dout,
           const float dp = product<FA_VALUE_DIM>(dout_row, load_piece<FA_VALUE_DIM>(v, from, 1, p->value_dim, place));
           const float x = element_score(p, s, h, bias, dot, i, j);
           if (!hides(x)) {
-            sum += element_gradient(p, x, lse[h.lse + i], delta[h.lse + i], dp, kept(p, seed, h, i, j)).score;
+            sum += element_gradient(p, x, lse[h.lse + i], float_at(delta, h.lse + i), dp, kept(p, seed, h, i, j)).score;
           }
         }
       }

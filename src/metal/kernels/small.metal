@@ -140,7 +140,7 @@ FA_FN void sink_slope(Place place, ParamsPointer p, Lse lse, Delta delta, Sink s
     const Sequence s = sequence_of(p, places, b);
     const Int64 at = s.lse_base + head * p->lse_head;
     for (int i = place.lane; i < s.mask.rows; i += 32) {
-      sum += sink_gradient(float_at(sink, head), float(lse[at + i]), float(delta[at + i]));
+      sum += sink_gradient(float_at(sink, head), float(lse[at + i]), float_at(delta, at + i));
     }
   }
   sum = simd_sum(sum);

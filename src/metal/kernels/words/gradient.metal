@@ -9,7 +9,7 @@ struct Saved {
 template <class Lse, class Delta>
 FA_FN Saved saved_at(Lse lse, Delta delta, Int64 at) {
   const float x = lse[at];
-  return Saved{lse_reference(x), lse_remainder(x), delta[at]};
+  return Saved{lse_reference(x), lse_remainder(x), float_at(delta, at)};
 }
 // d(score) / d(product) where the score is curved; to be taken before the products become scores.
 struct ScoreSlopes {
