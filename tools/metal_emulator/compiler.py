@@ -99,7 +99,7 @@ def stamp() -> str:
     content = hashlib.sha256()
     for path in sorted([*HERE.glob("*.py"), *HERE.glob("runtime/*"), *HERE.glob("shim/*")]):
         content.update(path.read_bytes())
-    words = (compiler(), subprocess.run([compiler(), "--version"], capture_output=True, text=True).stdout, *machine_flags())
+    words = (str(HERE), compiler(), subprocess.run([compiler(), "--version"], capture_output=True, text=True).stdout, *machine_flags())
     content.update(" ".join(words).encode())
     return content.hexdigest()[:16]
 
@@ -152,7 +152,8 @@ class Compiler:
     def prefix(self, build: str) -> Path:
         """The shim, parsed once."""
         header = str(HERE / "shim" / "metal.h")
-        command = [compiler(), *self.flags(build), "-x", "c++-header", header, "-o"]
+        # No file times in it: its content is in the folder's name, and a checkout that comes and goes changes times only.
+        command = [compiler(), *self.flags(build), "-Xclang", "-fno-pch-timestamp", "-x", "c++-header", header, "-o"]
         return self.once(f"metal-{build}.pch", lambda out: run([*command, out]))
 
     def build_module(self, text: str, build: str, out: str) -> None:
