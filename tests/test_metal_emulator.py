@@ -86,7 +86,7 @@ def test_planted_fault_is_found(plant):
     "body, racy",
     [
         # one threadgroup writes what it and another have read
-        ("const float x = out[0]; if (group == 1 && lane == 0) out[0] = x + 1.0f;", True),
+        ("if (lane == 0) { const float x = out[0]; if (group == 1) out[0] = x + 1.0f; }", True),
         ("const float x = out[lane]; if (group == 1) out[32 + lane] = x;", False),
         # a lane writes what others of its simdgroup have read, before and after a simdgroup barrier
         ("float x = shared; if (lane == 1) shared = x;", True),
