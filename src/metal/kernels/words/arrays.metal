@@ -46,7 +46,9 @@ FA_FN float bias_value(bool visible) { return visible ? 0.0f : hidden(); }
 FA_FN float bias_value(uchar visible) { return visible != 0 ? 0.0f : hidden(); }
 FA_FN float bias_value(float x) { return x; }
 FA_FN float bias_value(half x) { return float(x); }
+#if !defined(__METAL_VERSION__) || __METAL_VERSION__ >= 310
 FA_FN float bias_value(bfloat x) { return float(x); }
+#endif
 FA_FN float bias_at(Absent, Int64) { return 0.0f; }
 template <class P>
 FA_FN float bias_at(P bias, Int64 i) {
