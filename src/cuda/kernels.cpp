@@ -17,9 +17,11 @@ constexpr int OLDEST = 75;  // that compilers of today know
 
 constexpr Kernel KERNELS[] = {
     // name, pass, architectures, dtypes, head dim, features, needs, other rules
-    {"forward_sm80", Pass::forward, 80, ANY, HALF, 512, ALL, ALL, forward_refuses},
+    {"decode", Pass::forward, 80, ANY, HALF, 512, ALL, ALL, decode_refuses},
+    {"decode_plain", Pass::forward, OLDEST, ANY, ALL_FLOATS, 512, ALL, ALL, decode_refuses},
+    {"forward_sm80", Pass::forward, 80, ANY, HALF | dtype_bit(DType::f32), 512, ALL, ALL, forward_refuses},
     {"forward_plain", Pass::forward, OLDEST, ANY, ALL_FLOATS, 512, ALL, ALL, nullptr},
-    {"backward_sm80", Pass::backward, 80, ANY, HALF, 256, ALL, NO_CACHE, backward_refuses},
+    {"backward_sm80", Pass::backward, 80, ANY, HALF | dtype_bit(DType::f32), 256, ALL, NO_CACHE, backward_refuses},
     {"backward_plain", Pass::backward, OLDEST, ANY, ALL_FLOATS, 512, ALL, NO_CACHE, nullptr},
     {"append", Pass::append, OLDEST, ANY, ALL_FLOATS, 512, ALL, ALL, nullptr},
     {"merge", Pass::merge, OLDEST, ANY, ALL_FLOATS, 512, ALL, ALL, nullptr},

@@ -14,17 +14,18 @@ constexpr unsigned LAYOUT =
 constexpr Roles PLACES = {Role::cu_rows, Role::cu_keys,    Role::used_rows, Role::used_keys,
                           Role::lengths, Role::cache_rows, Role::leftpad,   Role::pages};
 
-const Tile* forward_tile(const Problem& problem, const Device& d) {
-  const ParamsT<double>& p = problem.params;
-  return choose(FORWARD, forward_bytes, round_up(p.dim, PANEL), round_up(p.value_dim, PANEL), problem.max_keys, d.shared_bytes);
+// A kernel's tile for a call, from the table of 16-bit elements or that of float32; null where none fits.
+using Bytes = int (*)(const Tile&, int, int, int);
+template <int N, int M>
+const Tile* tile_of(const Tile (&halves)[N], const Tile (&floats)[M], Bytes bytes, const Problem& problem, const Device& d) {
+  const int dim = round_up(problem.params.dim, PANEL), value_dim = round_up(problem.params.value_dim, PANEL);
+  return problem.dtype == DType::f32 ? choose(floats, bytes, dim, value_dim, 4, problem.max_keys, d.shared_bytes)
+                                     : choose(halves, bytes, dim, value_dim, 2, problem.max_keys, d.shared_bytes);
 }
-const Tile* backward_tile(const Problem& problem, const Device& d) {
-  const ParamsT<double>& p = problem.params;
-  return choose(BACKWARD, backward_bytes, round_up(p.dim, PANEL), round_up(p.value_dim, PANEL), problem.max_keys, d.shared_bytes);
-}
+const Tile* forward_tile(const Problem& problem, const Device& d) { return tile_of(FORWARD, FORWARD_F32, forward_bytes, problem, d); }
+const Tile* backward_tile(const Problem& problem, const Device& d) { return tile_of(BACKWARD, BACKWARD_F32, backward_bytes, problem, d); }
 const Tile* backward_rows_tile(const Problem& problem, const Device& d) {
-  const ParamsT<double>& p = problem.params;
-  return choose(BACKWARD_ROWS, backward_rows_bytes, round_up(p.dim, PANEL), round_up(p.value_dim, PANEL), problem.max_keys, d.shared_bytes);
+  return tile_of(BACKWARD_ROWS, BACKWARD_ROWS_F32, backward_rows_bytes, problem, d);
 }
 
 struct Planner {
@@ -46,8 +47,9 @@ struct Planner {
   // Arrays that the call has become arguments, and so do those that place rows and keys. Valid until the next launch.
   Launch& launch(const char* source, const char* kernel, Grid grid, unsigned features, Roles roles);
   Launch& plain(const char* source, const char* kernel, Grid grid, Roles roles);
-  Launch& small(const char* kernel, Grid grid, Roles roles);
-  Launch& tiled(const char* source, const char* kernel, const Tile& tile, int bytes, Grid grid, Roles roles);
+  Launch& small(const char* source, const char* kernel, Grid grid, Roles roles);
+  Launch& merge_parts(int warps, Roles roles);  // so many for a row; part_out is contiguous
+  Launch& tiled(const char* source, const char* kernel, const Tile& tile, Bytes bytes, Grid grid, Roles roles);
   // Blocks of so many rows, heads and sequences, which kernels take in turns where there are more than a grid holds.
   static Grid rows(int64_t count, int a_block, int heads, int sequences, int warps) {
     return Grid{{divide_up(count, a_block), std::min(heads, GRID_LIMIT), std::min(sequences, GRID_LIMIT)}, {warps * WARP, 1, 1}};
@@ -91,7 +93,6 @@ struct Planner {
   void dbias();
   void after_gradients();
   int delta_ = -1;
-  int merge_warps_ = 1;  // of a row
 };
 
 Launch& Planner::launch(const char* source, const char* kernel, Grid grid, unsigned features, Roles roles) {
@@ -123,15 +124,21 @@ Launch& Planner::plain(const char* source, const char* kernel, Grid grid, Roles 
   return l;
 }
 
-Launch& Planner::small(const char* kernel, Grid grid, Roles roles) {
-  Launch& l = launch("small.cuh", kernel, grid, 0, roles);
-  l.constants.insert(l.constants.end(), {{"FA_WARPS", SMALL_WARPS}, {"FA_SPLIT", merge_warps_}});
+Launch& Planner::small(const char* source, const char* kernel, Grid grid, Roles roles) {
+  Launch& l = launch(source, kernel, grid, 0, roles);
+  l.constants.push_back({"FA_WARPS", SMALL_WARPS});
+  return l;
+}
+Launch& Planner::merge_parts(int warps, Roles roles) {
+  Launch& l = small("merge.cuh", "merge", longest_rows(SMALL_WARPS / warps, SMALL_WARPS), roles);
+  l.constants.push_back({"FA_SPLIT", warps});
+  l.params.q = contiguous(problem.max_rows, p.heads, p.value_dim);
   return l;
 }
 
-Launch& Planner::tiled(const char* source, const char* kernel, const Tile& t, int bytes, Grid grid, Roles roles) {
+Launch& Planner::tiled(const char* source, const char* kernel, const Tile& t, Bytes bytes, Grid grid, Roles roles) {
   Launch& l = launch(source, kernel, grid, problem.features, roles);
-  l.shared_bytes = bytes;
+  l.shared_bytes = bytes(t, round_up(p.dim, PANEL), round_up(p.value_dim, PANEL), problem.dtype == DType::f32 ? 4 : 2);
   l.constants.insert(l.constants.end(), {{"FA_DIM", round_up(p.dim, PANEL)},
                                          {"FA_VALUE_DIM", round_up(p.value_dim, PANEL)},
                                          {"FA_BM", t.bm},
@@ -148,7 +155,7 @@ constexpr Roles FORWARD_ROLES = {Role::q, Role::k, Role::v, Role::out, Role::lse
 void Planner::forward() {
   const Tile& t = *forward_tile(problem, device);
   const Grid grid{{divide_up(problem.max_rows, t.bm), p.heads, p.batch}, {t.warps * WARP, 1, 1}};
-  tiled("forward_sm80.cuh", "forward", t, forward_bytes(t, round_up(p.dim, PANEL), round_up(p.value_dim, PANEL)), grid, FORWARD_ROLES);
+  tiled("forward_sm80.cuh", "forward", t, forward_bytes, grid, FORWARD_ROLES);
   after_forward();
 }
 
@@ -196,9 +203,7 @@ void Planner::join(Launch& l, int parts) {
   l.params.out = strides;
   bind(l, Role::part_out, part_out);
   bind(l, Role::part_lse, part_lse);
-  merge_warps_ = SMALL_WARPS;
-  Launch& merge = small("merge", longest_rows(SMALL_WARPS / merge_warps_, SMALL_WARPS), {Role::out, Role::lse});
-  merge.params.q = strides;
+  Launch& merge = merge_parts(SMALL_WARPS, {Role::out, Role::lse});
   merge.params.splits = parts;
   merge.params.split_keys = split;
   bind(merge, Role::part_out, part_out);
@@ -209,7 +214,7 @@ void Planner::join(Launch& l, int parts) {
 void Planner::clear(Roles roles) {
   if (!has_absent()) return;
   const int64_t count = std::min<int64_t>(std::max(problem.max_rows, problem.max_keys), SMALL_WARPS * CLEAR_BLOCKS);
-  small("clear",
+  small("clear.cuh", "clear",
         rows(std::max<int64_t>(count, 1), SMALL_WARPS, problem.pass == Pass::backward ? 2 : 1, p.batch + (packed() ? 1 : 0), SMALL_WARPS),
         roles);
 }
@@ -222,7 +227,8 @@ void Planner::after_forward() {
 
 void Planner::delta() {
   if (!problem.wanted(Role::delta)) delta_ = temporary(real(), problem.total_rows * p.heads);
-  with_delta(small("delta", longest_rows(SMALL_WARPS * SMALL_ROWS, SMALL_WARPS), {Role::dout, Role::out, Role::lse, Role::dlse}));
+  with_delta(
+      small("delta.cuh", "delta", longest_rows(SMALL_WARPS * SMALL_ROWS, SMALL_WARPS), {Role::dout, Role::out, Role::lse, Role::dlse}));
 }
 
 constexpr const char* GRADIENTS = "plain_gradient.cuh";
@@ -232,26 +238,25 @@ constexpr Roles BACKWARD_ROLES = {Role::q,      Role::k,    Role::v,    Role::do
 // dq is added up in float32, in whatever order blocks come; deterministic calls compute it by rows instead.
 void Planner::backward() {
   const Tile& t = *backward_tile(problem, device);
-  const int dim = round_up(p.dim, PANEL), value_dim = round_up(p.value_dim, PANEL);
+  const int dim = round_up(p.dim, PANEL);
   const bool adds = (problem.needs & DETERMINISTIC) == 0;
   const int sums =
       adds ? temporary(DType::f32, tiles_of_sums(t, packed(), p.batch, problem.max_rows, problem.total_rows) * p.heads * t.bm * dim) : -1;
   const Grid row_tiles{{divide_up(problem.max_rows, t.bm), p.heads, p.batch}, {t.warps * WARP, 1, 1}};
   const auto of_sums = [&](const char* kernel, Roles roles) {
-    bind(tiled("row_sums_sm80.cuh", kernel, t, 2 * t.bm * dim, row_tiles, roles), Role::part_out, sums);
+    bind(tiled("row_sums_sm80.cuh", kernel, t, row_sums_bytes, row_tiles, roles), Role::part_out, sums);
   };
   delta();
   if (adds) of_sums("clear_sums", {});
   const Grid grid{{divide_up(problem.max_keys, t.bn), p.kv_heads, p.batch}, {t.warps * WARP, 1, 1}};
-  Launch& l = with_delta(tiled("backward_sm80.cuh", "backward", t, backward_bytes(t, dim, value_dim), grid, BACKWARD_ROLES));
+  Launch& l = with_delta(tiled("backward_sm80.cuh", "backward", t, backward_bytes, grid, BACKWARD_ROLES));
   l.constants.push_back({"FA_DQ", adds});
   if (adds) {
     bind(l, Role::part_out, sums);
     of_sums("gather_sums", {Role::dq});
   } else {
     const Tile& r = *backward_rows_tile(problem, device);
-    with_delta(tiled("backward_rows_sm80.cuh", "row_gradient", r, backward_rows_bytes(r, dim, value_dim), longest_rows(r.bm, r.warps),
-                     BACKWARD_ROLES));
+    with_delta(tiled("backward_rows_sm80.cuh", "row_gradient", r, backward_rows_bytes, longest_rows(r.bm, r.warps), BACKWARD_ROLES));
   }
   dbias();
   after_gradients();
@@ -276,22 +281,20 @@ void Planner::dbias() {
 }
 void Planner::after_gradients() {
   if (problem.wanted(Role::dsink))
-    with_delta(small("sink_gradient", Grid{{p.heads, 1, 1}, {SMALL_WARPS * WARP, 1, 1}}, {Role::lse, Role::sink, Role::dsink}));
+    with_delta(small("sink_gradient.cuh", "sink_gradient", Grid{{p.heads, 1, 1}, {SMALL_WARPS * WARP, 1, 1}},
+                     {Role::lse, Role::sink, Role::dsink}));
   clear({Role::dq, Role::dk, Role::dv, Role::delta});
 }
 
 void Planner::append() {
   const bool turns = problem.wanted(Role::rotated_q);
   const int64_t count = std::max<int64_t>(problem.new_rows, turns ? problem.max_rows : 0);
-  Launch& l = small("append", rows(count, SMALL_WARPS, p.kv_heads + (turns ? p.heads : 0), p.batch, SMALL_WARPS),
+  Launch& l = small("append.cuh", "append", rows(count, SMALL_WARPS, p.kv_heads + (turns ? p.heads : 0), p.batch, SMALL_WARPS),
                     {Role::q, Role::k, Role::v, Role::new_k, Role::new_v, Role::cos, Role::sin, Role::rotated_q, Role::rotated_k});
   l.params.mask.rows = static_cast<int>(problem.max_rows);
 }
 
-void Planner::merge() {
-  Launch& l = small("merge", longest_rows(SMALL_WARPS, SMALL_WARPS), {Role::part_out, Role::part_lse, Role::out, Role::lse});
-  l.params.q = contiguous(problem.max_rows, p.heads, p.value_dim);
-}
+void Planner::merge() { merge_parts(1, {Role::part_out, Role::part_lse, Role::out, Role::lse}); }
 
 const char* grid_refuses(const Problem& problem) {
   return problem.params.heads > GRID_LIMIT || problem.params.batch > GRID_LIMIT ? "takes at most 65535 heads and sequences" : nullptr;

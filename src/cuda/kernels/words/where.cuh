@@ -4,6 +4,7 @@
 #pragma once
 #include "arrays.cuh"
 #include "element.cuh"
+#include "lanes.cuh"
 namespace fa::cuda {
 enum Need : unsigned { VARLEN = 1u, CACHED = 2u, PAGED = 4u, USED = 32u };  // as in core/problem.h
 constexpr bool PACKED_ROWS = (FA_NEEDS & VARLEN) != 0, PAGED_KEYS = (FA_NEEDS & PAGED) != 0;
