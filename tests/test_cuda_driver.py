@@ -94,19 +94,25 @@ print(*(f"{view_address[id(v)]:x}" for _, v in arrays + outputs))
     assert f"attribute forward 8 {shared}" in machine.log("attribute")
 
 
-def test_backward_passes_its_temporaries_on(machine):
+def test_every_launch_of_a_plan_gets_its_temporaries(machine):
     printed = machine.run(
         """
-_, temporaries = run(Pass.BACKWARD, backward_of(qkv()))
+arrays = backward_of(qkv())
+_, temporaries = run(Pass.BACKWARD, arrays)
 print(*(f"{view_address[id(v)]:x}" for v in temporaries))
+for launch in core.plan("f", Pass.BACKWARD, arrays, Options(), (CUDA, 90, 132, 232448))["launches"]:
+    print(launch["kernel"], *(f"{role}:{temporary}" for role, temporary in launch["arguments"] if temporary >= 0))
 """
     )
-    launches = {line.split()[1]: line for line in machine.log("launch")}
-    assert list(launches) == ["delta", "backward", "convert"]
-    total, delta = printed.split()
-    assert all(total in line for line in launches.values())
-    assert delta in launches["delta"] and delta in launches["backward"]
-    assert launches["delta"].split()[-2] == total  # Role part_out
+    first, *planned = printed.splitlines()
+    addresses, launched = first.split(), machine.log("launch")
+    assert len(planned) == len(launched) > 1 and len(addresses) > 1
+    for words, line in zip((p.split() for p in planned), launched, strict=True):
+        kernel, pointers = line.split()[1], line.partition("arrays ")[2].split()
+        assert kernel == words[0]
+        for pair in words[1:]:
+            role, temporary = map(int, pair.split(":"))
+            assert pointers[role] == addresses[temporary]
 
 
 def test_later_calls_load_wait_and_ask_for_nothing(machine):
@@ -228,7 +234,8 @@ def test_without_a_compiler(machine, tmp_path):
 
 def test_a_kernel_that_does_not_exist_for_the_device(machine):
     found = machine.error("forward()", FAKE_CUDA_ARCH="70")
-    assert "NotImplementedError [flash_attn_func] no CUDA kernel takes this call: forward_sm80: is for other chips" in found
+    assert found.startswith("NotImplementedError [flash_attn_func] no CUDA kernel takes this call: ")
+    assert "; forward_sm80: is for other chips than architecture 70" in found
 
 
 # ---- the compiler ------------------------------------------------------------------------------------------------------
@@ -257,7 +264,7 @@ def test_the_compiler_is_no_newer_than_the_driver(machine, driver, chosen):
 def test_what_one_call_needs_is_compiled_at_once(machine):
     script = "import time\nstart = time.perf_counter()\nrun(Pass.BACKWARD, backward_of(qkv()))\nprint(time.perf_counter() - start)"
     seconds = float(machine.run(script, FAKE_NVRTC_MS="700"))
-    assert len(machine.compiled) == 2 and seconds < 1.3
+    assert len(machine.compiled) >= 2 and seconds < 1.3
 
 
 def test_threads_compile_and_load_once(machine):

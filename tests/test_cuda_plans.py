@@ -70,9 +70,9 @@ def test_every_launch_finds_its_text_its_values_and_its_arrays():
 def test_which_kernels_run():
     assert kernels(plan_of(Variant(), Pass.FORWARD, 80)) == ["forward"]
     assert plan_of(Variant(), Pass.FORWARD, 80)["kernel"] == "forward_sm80"
-    assert plan_of(Variant("float32"), Pass.FORWARD, 80)["kernel"] == "forward_plain"
+    assert plan_of(Variant("float64"), Pass.FORWARD, 80)["kernel"] == "forward_plain"
     assert plan_of(Variant(), Pass.FORWARD, 75)["kernel"] == "forward_plain"
-    assert plan_of(Variant("float32"), Pass.BACKWARD, 90)["kernel"] == "backward_plain"
+    assert plan_of(Variant("float64"), Pass.BACKWARD, 90)["kernel"] == "backward_plain"
     assert kernels(plan_of(Variant(layout="varlen"), Pass.FORWARD, 80)) == ["forward", "clear"]
     assert kernels(plan_of(Variant(dropout=True, probabilities=True), Pass.FORWARD, 80)) == ["forward", "probabilities"]
     found = kernels(plan_of(Variant(layout="used", bias="float32", sink="float32"), Pass.BACKWARD, 80))
