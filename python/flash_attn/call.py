@@ -21,6 +21,9 @@ class Pass:
     FORWARD, BACKWARD, APPEND, MERGE = range(4)
 
 
+# kinds of devices
+CPU, CUDA, METAL, ROCM = range(4)
+
 # dtype codes of the core, by the name that every array library uses
 DTYPES = {"float16": 1, "bfloat16": 2, "float32": 3, "float64": 4, "int32": 5, "int64": 6, "uint32": 7, "bool": 8, "bool_": 8}
 DTYPE_NAMES = {1: "float16", 2: "bfloat16", 3: "float32", 4: "float64", 5: "int32", 6: "int64", 7: "uint32", 8: "bool"}

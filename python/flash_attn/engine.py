@@ -62,13 +62,13 @@ def views_of(
     return result, traced
 
 
-def shape_of(code: int, shape: tuple[int, ...]) -> _core.View:
+def shape_of(code: int, shape: tuple[int, ...], device: int = 0) -> _core.View:
     """A view without memory."""
     strides, step = [], 1
     for size in reversed(shape):
         strides.append(step)
         step *= size
-    return _core.view_of_address(0, code, list(shape), strides[::-1])
+    return _core.view_of_address(0, code, list(shape), strides[::-1], device)
 
 
 def run(framework: Framework, function: str, which: int, arrays: Arrays, options: Options, written: frozenset[int] = WRITTEN) -> Arrays:
@@ -77,7 +77,7 @@ def run(framework: Framework, function: str, which: int, arrays: Arrays, options
     if traced:
         _core.describe(function, which, views, options)  # says what is wrong with shapes, dtypes and options
         return framework.formula(which, arrays, options)
-    prepared = _core.prepare(function, which, views, options)
+    prepared = framework.prepare(function, which, views, options)
     return framework.execute(prepared, arrays, views)
 
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import mlx.core as mx
 
-from flash_attn.frameworks.mlx import without_gradients
+from flash_attn.frameworks.mlx import vmap, without_gradients
 from flash_attn.interface import flash_attn_func
 
-__all__ = ["inference", "install", "scaled_dot_product_attention", "uninstall", "without_gradients"]
+__all__ = ["inference", "install", "scaled_dot_product_attention", "uninstall", "vmap", "without_gradients"]
 
 _theirs = mx.fast.scaled_dot_product_attention
 

@@ -10,8 +10,8 @@ namespace fa::bindings {
 namespace {
 nb::tuple triple(const int (&n)[3]) { return nb::make_tuple(n[0], n[1], n[2]); }
 
-// (source, kernel, ((constant, value), ...), blocks, threads of a block, ((role, caller's role or -1, temporary or -1, written), ...), bytes
-// of Params)
+// (source, kernel, ((constant, value), ...), blocks, threads of a block, ((role, caller's role or -1, temporary or -1, written), ...),
+// bytes of Params)
 nb::tuple launch_tuple(const Launch& l) {
   nb::list constants, arguments;
   for (const Constant& c : l.constants) constants.append(nb::make_tuple(c.name, c.value));
@@ -31,7 +31,5 @@ nb::list launches_of(const Plan& plan) {
   return list;
 }
 
-void bind_launches(nb::module_& m) {
-  m.def("metal_mode", env::metal);
-}
+void bind_launches(nb::module_& m) { m.def("metal_mode", env::metal); }
 }  // namespace fa::bindings

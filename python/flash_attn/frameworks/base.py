@@ -73,6 +73,10 @@ class Framework:
 
         return engine.append_in_place(self, function, arrays, options)
 
+    def prepare(self, function: str, which: int, views: list, options: Options) -> _core.Prepared:
+        """All checks of a pass, and its plan."""
+        return _core.prepare(function, which, views, options)
+
     def execute(self, prepared: _core.Prepared, arrays: Arrays, views: list) -> Arrays:
         """Allocates what a prepared call writes and the caller did not bring, runs it, and returns all of it by role."""
         like = next(iter(arrays.values()))

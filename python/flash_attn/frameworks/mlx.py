@@ -16,10 +16,11 @@ from typing import Any
 import mlx.core as mx
 
 from flash_attn import _core, engine, fold, formula
-from flash_attn.call import DTYPES, Arrays, Options, Pass, Role
+from flash_attn.call import DTYPES, METAL, Arrays, Options, Pass, Role
 from flash_attn.engine import BACKWARD_ROLES, GRADIENTS
 from flash_attn.frameworks.base import Framework
 from flash_attn.namespaces import Namespace
+from flash_attn.runners import metal_mlx
 
 _CODES = {getattr(mx, name): code for name, code in DTYPES.items() if hasattr(mx, name)}
 _DTYPES = {code: dtype for dtype, code in _CODES.items()}
@@ -61,7 +62,16 @@ class MLX(Framework):
     def dtype_code(self, dtype: Any) -> int | None:
         return DTYPES.get(dtype) if isinstance(dtype, str) else _CODES.get(dtype) if isinstance(dtype, mx.Dtype) else None
 
+    def metal(self) -> str:
+        """Where Metal kernels compute a call made now: "gpu", the build of the emulator, or "" if the CPU computes it."""
+        mode, _, build = _core.metal_mode().partition(":")
+        if mode == "emulate":
+            return build or "plain"
+        return "gpu" if _HAS_METAL and mx.default_device() == mx.gpu else ""
+
     def traced(self, arrays: Arrays) -> bool:
+        if self.metal() == "gpu":  # kernels are lazy: they take what cannot be evaluated. But MLX knows no vmap of them.
+            return _mapped.get()
         # the only way to ask; it is also the evaluation that the buffers need
         try:
             mx.eval([array for array in arrays.values() if isinstance(array, mx.array)])
@@ -76,6 +86,8 @@ class MLX(Framework):
         return formula.run(_NAMESPACE, which, {role: mx.stop_gradient(x) for role, x in arrays.items()}, options)
 
     def view(self, array: mx.array, writable: bool = False) -> _core.View:
+        if self.metal():
+            return engine.shape_of(_CODES[array.dtype], array.shape, METAL)
         return _core.view_of_buffer(array, _CODES[array.dtype], writable)
 
     def empty(self, shape: list[int], code: int, like: Any) -> mx.array:
@@ -94,10 +106,13 @@ class MLX(Framework):
     def attention(self, function: str, arrays: Arrays, options: Options) -> tuple[Any, Any, Any]:
         if not _differentiable.get():
             return engine.forward(self, function, arrays, options)
-        results = forward(*arrays.values(), Call(function, options, tuple(arrays)))
+        results = forward(*arrays.values(), Call(function, options, tuple(arrays), _outputs(Pass.FORWARD, options)))
         return results if len(results) == 3 else (*results, None)
 
     def execute(self, prepared: _core.Prepared, arrays: Arrays, views: list) -> Arrays:
+        where = self.metal()
+        if where:
+            return metal_mlx.execute(prepared, arrays, "" if where == "gpu" else where)
         results, narrow, large = {}, [], []
         for role, code, shape in prepared.outputs:
             results[role] = arrays.get(role)
@@ -138,6 +153,7 @@ class MLX(Framework):
 
 
 FRAMEWORK = MLX()
+_HAS_METAL = mx.metal.is_available()
 
 
 def _small(shape: list[int], code: int) -> mx.array | None:
@@ -172,12 +188,14 @@ class Call:
     """What a custom function needs besides arrays: the last argument, because MLX counts axes and gradients wrongly behind others
     that are no arrays. No tuple, or MLX would look for arrays inside."""
 
-    __slots__ = ("function", "options", "roles")
+    __slots__ = ("function", "made", "options", "outputs", "roles")
 
-    def __init__(self, function: str, options: Options, roles: tuple[int, ...]):
+    def __init__(self, function: str, options: Options, roles: tuple[int, ...], outputs: tuple[int, ...], made: Arrays | None = None):
         self.function = function
         self.options = options
         self.roles = roles
+        self.outputs = outputs  # the roles of the results, in order
+        self.made = made  # the results, where they are there already
 
     def arrays(self, values: Sequence[mx.array]) -> Arrays:
         """The arguments before this one, by role."""
@@ -185,6 +203,7 @@ class Call:
 
 
 _differentiable: ContextVar[bool] = ContextVar("differentiable", default=True)
+_mapped: ContextVar[bool] = ContextVar("mapped", default=False)
 
 
 @contextmanager
@@ -195,6 +214,20 @@ def without_gradients() -> Iterator[None]:
         yield
     finally:
         _differentiable.reset(token)
+
+
+def vmap(function: Callable[..., Any], in_axes: Any = 0, out_axes: Any = 0) -> Callable[..., Any]:
+    """mx.vmap, which on Metal alone cannot map our kernels: while it traces, they give way to the plain formula, and what the trace holds
+    of that is thrown away when the kernels run on the folded batch."""
+
+    def traced(*arguments: Any) -> Any:
+        token = _mapped.set(True)
+        try:
+            return function(*arguments)
+        finally:
+            _mapped.reset(token)
+
+    return mx.vmap(traced, in_axes, out_axes)
 
 
 _FLOATS = (Role.Q, Role.K, Role.V, Role.BIAS, Role.SINK, *BACKWARD_ROLES)  # through which gradients flow; slopes are constants
@@ -210,8 +243,8 @@ def _outputs(which: int, options: Options) -> tuple[int, ...]:
 def _run(which: int, primals: Sequence[Any]) -> tuple[mx.array, ...]:
     """A pass of the core, or of the formula where nothing can be evaluated."""
     call = primals[-1]
-    results = engine.run(FRAMEWORK, call.function, which, call.arrays(primals), call.options, frozenset())
-    return tuple(results[role] for role in _outputs(which, call.options))
+    results = call.made or engine.run(FRAMEWORK, call.function, which, call.arrays(primals), call.options, frozenset())
+    return tuple(results[role] for role in call.outputs)
 
 
 @mx.custom_function
@@ -238,16 +271,23 @@ def _(primals: Sequence[Any], cotangents: Sequence[mx.array], outputs: Sequence[
     options = call.options._replace(wants=wanted, out_dtype=0)
     dout = cotangents[0].astype(arrays[Role.Q].dtype)  # out may be wider than q
     brought = {Role.DOUT: dout, Role.OUT: outputs[0], Role.LSE: outputs[1], Role.DLSE: cotangents[1]}
-    gradients = backward(*arrays.values(), *brought.values(), Call(call.function, options, (*arrays, *brought)))
-    return _cotangents(arrays, {GRADIENTS[role]: x for role, x in zip(_outputs(Pass.BACKWARD, options), gradients, strict=True)})
+    outputs, inputs = _outputs(Pass.BACKWARD, options), arrays | brought
+    if FRAMEWORK.metal():
+        # MLX evaluates all results of a custom function or none. One for each, or launches would run whose gradients nobody asks for.
+        made = engine.run(FRAMEWORK, call.function, Pass.BACKWARD, inputs, options, frozenset())
+        gradients = [backward(*inputs.values(), Call(call.function, options, tuple(inputs), (role,), made))[0] for role in outputs]
+    else:
+        gradients = backward(*inputs.values(), Call(call.function, options, tuple(inputs), outputs))
+    return _cotangents(arrays, {GRADIENTS[role]: x for role, x in zip(outputs, gradients, strict=True)})
 
 
 @backward.vjp
 def _(primals: Sequence[Any], cotangents: Sequence[mx.array], outputs: Sequence[mx.array]) -> tuple:
     call = primals[-1]
     arrays = call.arrays(primals)
-    roles, function = _formula(Pass.BACKWARD, arrays, call.options)
-    _, gradients = mx.vjp(function, [arrays[role] for role in roles], list(cotangents))
+    roles, function = _formula(Pass.BACKWARD, arrays, call)
+    cotangents = [cotangents] if isinstance(cotangents, mx.array) else list(cotangents)  # a single one comes bare
+    _, gradients = mx.vjp(function, [arrays[role] for role in roles], cotangents)
     return _cotangents(arrays, dict(zip(roles, gradients, strict=True)))
 
 
@@ -256,14 +296,14 @@ def _cotangents(arrays: Arrays, gradients: Arrays) -> tuple:
     return *(gradients[role] if role in gradients else mx.zeros_like(x) for role, x in arrays.items()), None
 
 
-def _formula(which: int, arrays: Arrays, options: Options) -> tuple[list[int], Callable[..., list[mx.array]]]:
+def _formula(which: int, arrays: Arrays, call: Call) -> tuple[list[int], Callable[..., list[mx.array]]]:
     """A pass of the plain formula as a function of the arrays through which gradients flow, and their roles."""
     roles = [role for role in _FLOATS if role in arrays and arrays[role].dtype != mx.bool_]
 
     def function(*values: mx.array) -> list[mx.array]:
         some = {**arrays, **dict(zip(roles, values, strict=True))}
-        results = formula.run(_NAMESPACE, which, some, options)
-        return [results[role] for role in _outputs(which, options)]
+        results = formula.run(_NAMESPACE, which, some, call.options)
+        return [results[role] for role in call.outputs]
 
     return roles, function
 
@@ -271,7 +311,7 @@ def _formula(which: int, arrays: Arrays, options: Options) -> tuple[list[int], C
 def _jvp(which: int, primals: Sequence[Any], tangents: Sequence[Any]) -> tuple[mx.array, ...]:
     call = primals[-1]
     arrays, given = call.arrays(primals), call.arrays(tangents)
-    roles, function = _formula(which, arrays, call.options)
+    roles, function = _formula(which, arrays, call)
     inputs = [arrays[role] for role in roles]
     directions = [mx.zeros_like(arrays[role]) if given[role] is None else given[role] for role in roles]
     # x -> J^T x is linear, and its own transpose is J: two reverse passes, because not every operation has a forward rule
@@ -294,12 +334,12 @@ def _vmap(which: int, function: Callable[..., Sequence[mx.array]], inputs: Seque
     call = inputs[-1]
 
     def operation(arrays: Arrays, options: Options) -> Arrays:
-        results = function(*arrays.values(), Call(call.function, options, tuple(arrays)))
-        return dict(zip(_outputs(which, options), results, strict=True))
+        outputs = tuple(role for role in call.outputs if role in _outputs(which, options))
+        results = function(*arrays.values(), Call(call.function, options, tuple(arrays), outputs)) if outputs else ()
+        return dict(zip(outputs, results, strict=True))
 
     results = fold.mapped(_NAMESPACE, call.arrays(inputs), call.arrays(axes), call.options, operation)
-    wanted = _outputs(which, call.options)
-    return tuple(results[role] for role in wanted), (0,) * len(wanted)
+    return tuple(results[role] for role in call.outputs), (0,) * len(call.outputs)
 
 
 @forward.vmap

@@ -1,0 +1,109 @@
+"""Metal plans on MLX arrays: mx.fast.metal_kernel, one kernel object a variant. Lazy: nothing here is evaluated, and a launch whose results
+nobody reads never runs. With an emulator the same kernel objects write the text, and the launch happens at once on this machine."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from flash_attn import _core
+from flash_attn.call import DTYPES, Pass, Role
+from flash_attn.runners import metal
+
+_DTYPES = {code: getattr(mx, name) for name, code in DTYPES.items() if hasattr(mx, name)}
+_STRIDED = (Role.Q, Role.K, Role.V)
+
+
+@functools.cache
+def kernel_of(variant: metal.Variant) -> Any:
+    """The kernel object of a variant."""
+    return mx.fast.metal_kernel(
+        name=variant.name,
+        input_names=list(variant.inputs),
+        output_names=list(variant.outputs),
+        source=variant.source,
+        header=variant.header,
+        ensure_row_contiguous=False,
+    )
+
+
+def execute(prepared: _core.Prepared, arrays: dict[int, mx.array], emulated: str = "") -> dict[int, mx.array]:
+    """What a prepared call writes, by role. ``emulated``: the emulator's build, or "" for the GPU."""
+    strided = prepared.pass_ == Pass.FORWARD
+    if strided:
+        placed = {role: x if role in _STRIDED else mx.contiguous(x) for role, x in arrays.items()}
+    else:
+        placed = {role: mx.contiguous(x) for role, x in arrays.items()}
+    shapes = {role: (shape, _DTYPES[code]) for role, code, shape in prepared.outputs}
+    temporaries = [([count], _DTYPES[code]) for code, count in prepared.temporaries]
+
+    def launch(one: metal.Launch, inputs: list[mx.array], outputs: list[tuple[int, int]]) -> list[mx.array]:
+        made = [temporaries[temporary] if temporary >= 0 else shapes[role] for role, temporary in outputs]
+        arguments = {
+            "inputs": [*inputs, mx.array(memoryview(one.params).cast("i"))],
+            "grid": tuple(blocks * threads for blocks, threads in zip(one.blocks, one.threads, strict=True)),
+            "threadgroup": one.threads,
+            "output_shapes": [shape for shape, _ in made],
+            "output_dtypes": [dtype for _, dtype in made],
+        }
+        # where MLX puts an array, and so whether 16 bytes can be read at once, is known when the kernel runs
+        kernel = kernel_of(one.variant(prepared.pass_, strided, metal.ASKED))
+        return _emulate(kernel, emulated, **arguments) if emulated else kernel(**arguments)
+
+    results: dict[int, mx.array] = {}
+    metal.run(prepared, placed, results, launch)
+    for role, (shape, dtype) in shapes.items():
+        if role not in results:  # no launch: there is nothing to compute
+            results[role] = mx.zeros(shape, dtype)
+    return results
+
+
+# ---- emulation ----------------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def emulator(build: str) -> Any:
+    """The emulator of the checkout: importable, or in tools/ of the current folder."""
+    try:
+        import metal_emulator
+    except ImportError:
+        tools = Path.cwd() / "tools"
+        if not (tools / "metal_emulator").is_dir():
+            raise RuntimeError(
+                "[FLASH_ATTENTION_METAL] emulate: expected tools/metal_emulator of a checkout in sys.path or in the current folder, "
+                "found neither."
+            ) from None
+        sys.path.append(str(tools))
+        import metal_emulator
+    return metal_emulator.Emulator(build)
+
+
+def _emulate(kernel: Any, build: str, inputs: list[mx.array], output_dtypes: list[mx.Dtype], **arguments: Any) -> list[mx.array]:
+    machine = emulator(build)
+    from metal_emulator import capture
+
+    mx.eval(inputs)
+    launch = capture(kernel, [_to_numpy(x) for x in inputs], output_dtypes=output_dtypes, **arguments)
+    launch.run(machine).check()
+    return [_to_mlx(array, dtype) for array, dtype in zip(launch.outputs, output_dtypes, strict=True)]
+
+
+def _to_numpy(array: mx.array) -> Any:
+    """A view with MLX's own strides, as the kernel shall see them."""
+    import numpy
+
+    if array.dtype != mx.bfloat16:
+        return numpy.asarray(array)
+    import ml_dtypes
+
+    return numpy.asarray(array.view(mx.uint16)).view(ml_dtypes.bfloat16)
+
+
+def _to_mlx(array: Any, dtype: mx.Dtype) -> mx.array:
+    if dtype != mx.bfloat16:
+        return mx.array(array, dtype=dtype)
+    return mx.array(array.view("uint16")).view(dtype)
