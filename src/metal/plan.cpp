@@ -105,7 +105,9 @@ struct Planner {
   Launch& gradient(const char* source, const char* kernel, Grid grid);
   void dq(const BackwardTile& tile);
   void dkv(const BackwardTile& tile, int dk, int dv);
-  void other_gradients();
+  void bias_gradient();
+  void bias_gradient_plain();
+  void sink_gradient();
   int delta_ = -1;
 };
 
@@ -229,7 +231,8 @@ void Planner::backward_plain() {
   writes(gradient("plain.metal", "row_gradient_plain", {{row_blocks(PLAIN_SIMDGROUPS), p.heads, sequences()}, {threads}}), {Role::dq});
   writes(gradient("plain.metal", "key_gradient_plain", {{key_blocks(PLAIN_SIMDGROUPS), p.kv_heads, sequences()}, {threads}}),
          {Role::dk, Role::dv});
-  other_gradients();
+  bias_gradient_plain();
+  sink_gradient();
 }
 void Planner::backward() {
   const ParamsT<double>& p = problem.params;
@@ -243,7 +246,8 @@ void Planner::backward() {
     dkv(tile, dim, 0);
     dkv(tile, 0, value_dim);
   }
-  other_gradients();
+  bias_gradient();
+  sink_gradient();
 }
 // The rows of a simdgroup stay, keys stream by.
 void Planner::dq(const BackwardTile& tile) {
@@ -280,21 +284,38 @@ void Planner::dkv(const BackwardTile& tile, int dk, int dv) {
   if (dk > 0) writes(l, {Role::dk});
   if (dv > 0) writes(l, {Role::dv});
 }
-void Planner::other_gradients() {
+// Elements of the bias stay, 8 rows x BIAS_KEYS a simdgroup; sequences and heads that share them come by.
+void Planner::bias_gradient() {
+  if (!problem.wanted(Role::dbias)) return;
   const ParamsT<double>& p = problem.params;
-  if (problem.wanted(Role::dbias)) {
-    const int64_t* own = problem.bias_shape;
-    const Grid grid{{static_cast<int>(own[3]), static_cast<int>(own[2]), static_cast<int>(own[1] * own[0])}, {SIMD * PLAIN_SIMDGROUPS}};
-    writes(gradient("plain.metal", "bias_gradient", grid), {Role::dbias});
-  }
-  if (problem.wanted(Role::dsink)) {
-    Launch& l = launch("small.metal", "sink_gradient", p.heads, 1, 1, 1);
-    reads(l, {Role::lse});
-    reads_delta(l);
-    reads(l, {Role::sink});
-    reads_places(l);
-    writes(l, {Role::dsink});
-  }
+  const int dim = round_up(p.dim, FRAGMENT), value_dim = round_up(p.value_dim, FRAGMENT);
+  const BiasTile& tile = first_fit(BIAS_TILES, bytes(), std::max(dim, value_dim));
+  const int64_t* own = problem.bias_shape;
+  const int shift = (problem.features & DROPOUT) != 0 ? p.k_offset & (BIAS_KEYS - 1) : 0;  // tiles begin where dropout's words do
+  const int64_t tiles_of_keys = own[3] > 1 ? divide_up(own[3] + shift, BIAS_KEYS) : own[3];
+  const int held = tile.in_registers ? 0 : held_bytes(1, dim + value_dim, bytes());
+  const int groups = simdgroups(held, tiles_of_keys >= MOST_SIMDGROUPS ? MOST_SIMDGROUPS : 1);
+  const Grid grid{{divide_up(tiles_of_keys, groups), divide_up(own[2], FRAGMENT), static_cast<int>(own[1] * own[0])}, {SIMD * groups}};
+  Launch& l = gradient("backward_bias.metal", "bias_gradient", grid);
+  tiles(l, 1, BIAS_KEYS / FRAGMENT, tile.in_registers, true);
+  add(l, {{"FA_VECTOR", has_words({p.q, p.k, p.v, p.dout})}});
+  memory(l, held * groups);
+  writes(l, {Role::dbias});
+}
+void Planner::bias_gradient_plain() {
+  if (!problem.wanted(Role::dbias)) return;
+  const int64_t* own = problem.bias_shape;
+  const Grid grid{{static_cast<int>(own[3]), static_cast<int>(own[2]), static_cast<int>(own[1] * own[0])}, {SIMD * PLAIN_SIMDGROUPS}};
+  writes(gradient("plain.metal", "bias_gradient_plain", grid), {Role::dbias});
+}
+void Planner::sink_gradient() {
+  if (!problem.wanted(Role::dsink)) return;
+  Launch& l = launch("small.metal", "sink_gradient", problem.params.heads, 1, 1, 1);
+  reads(l, {Role::lse});
+  reads_delta(l);
+  reads(l, {Role::sink});
+  reads_places(l);
+  writes(l, {Role::dsink});
 }
 
 // New keys into the caches, where there are some, which are then written in place; or rotated into a new array. And queries.

@@ -57,6 +57,19 @@ constexpr BackwardTile DKV_TILES[] = {
     {4, 512, 1, 2, false, false, false},
 };
 
+// Gradient of a bias: keys of a simdgroup, as many as a word of dropout's decisions, and where Q and dout lie.
+constexpr int BIAS_KEYS = 32;
+struct BiasTile {
+  int bytes, dim;
+  bool in_registers;
+};
+constexpr BiasTile BIAS_TILES[] = {
+    {2, 128, true},  // 88 registers
+    {2, 512, false},
+    {4, 64, true},  // 88
+    {4, 512, false},
+};
+
 // The same for decode: rows are query positions of all heads of a key/value head; up to 8 of them make one tile.
 struct DecodeTile {
   int bytes, dim;

@@ -222,8 +222,8 @@ FA_FN void key_gradient_plain(Place place, ParamsPointer p, Q q, K k, V v, DOut 
 // One element of the bias a threadgroup; its simdgroups share the rows of all sequences and heads along which it was broadcast, and their
 // sums are added in order.
 template <class Q, class K, class V, class DOut, class Lse, class Delta, class SeedArray, class Slopes, class Bias, class P, class T>
-FA_FN void bias_gradient(Place place, ParamsPointer p, Q q, K k, V v, DOut dout, Lse lse, Delta delta, SeedArray seed_array, Slopes slopes,
-                         Bias bias, P places, device T* dbias, threadgroup float* sums) {
+FA_FN void bias_gradient_plain(Place place, ParamsPointer p, Q q, K k, V v, DOut dout, Lse lse, Delta delta, SeedArray seed_array,
+                               Slopes slopes, Bias bias, P places, device T* dbias, threadgroup float* sums) {
   const int own_heads = p->dbias.head != 0 ? p->heads : 1;
   const int own_batch = int(place.group.z) / own_heads, own_head = int(place.group.z) % own_heads;
   const int own_row = int(place.group.y), own_key = int(place.group.x);
@@ -321,11 +321,11 @@ FA_FN void probabilities(Place place, ParamsPointer p, Q q, K k, Lse lse, SeedAr
   fa::key_gradient_plain(fa::place_of(lane, simdgroup, group, groups), fa::params_of(params), FA_ARRAY_Q, FA_ARRAY_K, FA_ARRAY_V, \
                          FA_ARRAY_DOUT, FA_ARRAY_LSE, FA_ARRAY_DELTA, FA_ARRAY_SEED, FA_ARRAY_SLOPES, FA_ARRAY_BIAS, FA_PLACES,   \
                          FA_ARRAY_DK, FA_ARRAY_DV)
-#define FA_ENTRY_bias_gradient(lane, simdgroup, group, groups)                                                                             \
-  threadgroup float fa_sums[FA_SIMDGROUPS];                                                                                                \
-  fa::bias_gradient(fa::place_of(lane, simdgroup, group, groups), fa::params_of(params), FA_ARRAY_Q, FA_ARRAY_K, FA_ARRAY_V,               \
-                    FA_ARRAY_DOUT, FA_ARRAY_LSE, FA_ARRAY_DELTA, FA_ARRAY_SEED, FA_ARRAY_SLOPES, FA_ARRAY_BIAS, FA_PLACES, FA_ARRAY_DBIAS, \
-                    fa_sums)
+#define FA_ENTRY_bias_gradient_plain(lane, simdgroup, group, groups)                                                               \
+  threadgroup float fa_sums[FA_SIMDGROUPS];                                                                                        \
+  fa::bias_gradient_plain(fa::place_of(lane, simdgroup, group, groups), fa::params_of(params), FA_ARRAY_Q, FA_ARRAY_K, FA_ARRAY_V, \
+                          FA_ARRAY_DOUT, FA_ARRAY_LSE, FA_ARRAY_DELTA, FA_ARRAY_SEED, FA_ARRAY_SLOPES, FA_ARRAY_BIAS, FA_PLACES,   \
+                          FA_ARRAY_DBIAS, fa_sums)
 #define FA_ENTRY_probabilities(lane, simdgroup, group, groups)                                                                 \
   fa::probabilities(fa::place_of(lane, simdgroup, group, groups), fa::params_of(params), FA_ARRAY_Q, FA_ARRAY_K, FA_ARRAY_LSE, \
                     FA_ARRAY_SEED, FA_ARRAY_SLOPES, FA_ARRAY_BIAS, FA_PLACES, FA_ARRAY_PROBABILITIES, FA_STRIDES_Q, FA_STRIDES_K)
