@@ -22,8 +22,8 @@ struct Tile {
   int max_dim, bm, bn, warps, split, stages, blocks, max_keys = 0;
 };
 // Two stages of K and V beside Q; out leaves through Q's memory.
-constexpr int forward_bytes(const Tile& t, int dim, int value_dim) {
-  return 2 * (t.bm * std::max(dim, value_dim) + t.stages * t.bn * (dim + value_dim));
+constexpr int forward_bytes(const Tile& t, int dim, int value_dim, int element) {
+  return element * (t.bm * std::max(dim, value_dim) + t.stages * t.bn * (dim + value_dim));
 }
 // Measured on an H100 (docs/performance.md). Two tiles of 16 rows a warp share each load of K and V, which bounds the kernel; out and S
 // then fill the registers. Beyond 128 there is room for one such tile, and one block; beyond 256 two warps share the columns.
@@ -33,10 +33,13 @@ constexpr Tile FORWARD[] = {
     {256, 128, 64, 8, 1, 2, 1}, {256, 128, 32, 8, 1, 2, 1}, {256, 64, 32, 4, 1, 2, 1},  // bn 32: -15 %, for 163 and 99 KB of shared memory
     {512, 64, 32, 8, 2, 2, 1},  {512, 64, 16, 8, 2, 2, 1},  {512, 32, 16, 4, 2, 2, 1},
 };
-// K and V, dS (and P where warps share keys), and the ring of Q, dO, lse and delta.
-constexpr int backward_bytes(const Tile& t, int dim, int value_dim) {
-  const int score = 2 * t.bn * t.bm * (t.split > 1 ? 2 : 1);
-  return 2 * t.bn * (dim + value_dim) + score + t.stages * (2 * t.bm * (dim + value_dim) + 8 * t.bm);
+// float32 by multiply-adds: rows of 16 a warp are loaded for twice as many products.
+constexpr Tile FORWARD_F32[] = {
+    {64, 128, 64, 4, 1, 2, 2}, {128, 128, 32, 4, 1, 2, 1}, {128, 64, 32, 4, 1, 2, 2}, {256, 64, 16, 4, 1, 2, 1}};
+// K and V, dS (and P where warps share keys), and the ring of Q, dO, and three numbers a row: lse, what float32 loses of it, delta.
+constexpr int backward_bytes(const Tile& t, int dim, int value_dim, int element) {
+  const int score = t.bn * t.bm * (t.split > 1 ? 2 : 1);
+  return element * (t.bn * (dim + value_dim) + score + t.stages * t.bm * (dim + value_dim)) + t.stages * 12 * t.bm;
 }
 // Small blocks fill a GPU better where there are few keys: +10 % and more at 512, -6 % at 8192.
 constexpr Tile BACKWARD[] = {
@@ -44,20 +47,29 @@ constexpr Tile BACKWARD[] = {
     {128, 64, 64, 4, 1, 2, 2, 1024}, {128, 64, 128, 8, 1, 2, 1}, {128, 64, 64, 4, 1, 1, 2},  // bm 32: -16 %
     {256, 64, 64, 8, 2, 2, 1},       {256, 64, 64, 8, 2, 1, 1},  {256, 32, 32, 4, 2, 1, 1},  // one stage: -8 %; bm 32: -16 %
 };
+constexpr Tile BACKWARD_F32[] = {
+    {64, 32, 64, 4, 1, 2, 2},
+    {128, 32, 64, 4, 1, 2, 1},
+    {128, 32, 64, 4, 1, 1, 1},  // beyond 128 registers spill
+};
 // dq by rows: Q and dO, and a ring of two stages of K and V. A warp has 16 rows.
-constexpr int backward_rows_bytes(const Tile& t, int dim, int value_dim) { return 2 * (t.bm + t.stages * t.bn) * (dim + value_dim); }
+constexpr int backward_rows_bytes(const Tile& t, int dim, int value_dim, int element) {
+  return element * (t.bm + t.stages * t.bn) * (dim + value_dim);
+}
 constexpr Tile BACKWARD_ROWS[] = {{128, 64, 64, 4, 1, 2, 2}, {256, 64, 32, 4, 1, 2, 1}, {256, 32, 32, 2, 1, 2, 1}};
+constexpr Tile BACKWARD_ROWS_F32[] = {{64, 64, 64, 4, 1, 2, 1}, {128, 64, 32, 4, 1, 2, 1}, {128, 32, 32, 2, 1, 2, 1}};
+constexpr int row_sums_bytes(const Tile& t, int dim, int, int element) { return element * t.bm * dim; }
 // Room for the sums of dq, which lie in tiles of bm rows of every sequence: see kernels/words/row_sums.cuh.
 constexpr int64_t tiles_of_sums(const Tile& t, bool packed, int batch, int64_t max_rows, int64_t total_rows) {
   return packed ? total_rows / t.bm + batch : batch * int64_t{divide_up(max_rows, t.bm)};
 }
 // null where none fits
 template <int N>
-constexpr const Tile* choose(const Tile (&tiles)[N], int (*bytes)(const Tile&, int, int), int dim, int value_dim, int64_t keys,
-                             int shared_bytes) {
+constexpr const Tile* choose(const Tile (&tiles)[N], int (*bytes)(const Tile&, int, int, int), int dim, int value_dim, int element,
+                             int64_t keys, int shared_bytes) {
   for (const Tile& t : tiles) {
     if (t.max_keys != 0 && keys > t.max_keys) continue;
-    if (std::max(dim, value_dim) <= t.max_dim && bytes(t, dim, value_dim) <= shared_bytes) return &t;
+    if (std::max(dim, value_dim) <= t.max_dim && bytes(t, dim, value_dim, element) <= shared_bytes) return &t;
   }
   return nullptr;
 }

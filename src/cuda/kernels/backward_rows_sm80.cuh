@@ -51,12 +51,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, FA_BLOCKS)
   if (end_block > first_block) fetch(first_block, 0);
   commit();
 
-  float reference[2], delta[2], dq[1][DIM / 8][4];
+  float reference[2], lost[2], delta[2], dq[1][DIM / 8][4];
 #pragma unroll
   for (int h = 0; h < 2; h++) {
     const int r = lane_row + h * 8;
     const Int64 at = lse_offset(p, sequence, row0 + min(r, rows - 1), head);
     reference[h] = lse_reference(static_cast<const float*>(a.lse)[at]);
+    lost[h] = FA_DTYPE == 3 ? lse_remainder(static_cast<const float*>(a.lse)[at]) : 0.f;
     delta[h] = static_cast<const float*>(a.delta)[at];
   }
   zero(dq);
@@ -88,13 +89,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, FA_BLOCKS)
     for (int n = 0; n < NT; n++)
 #pragma unroll
       for (int i = 0; i < 4; i++) {
-        const float probable = probability(s[0][n][i], elements.unit(), reference[i / 2]);
+        const float probable = exp2(fma(s[0][n][i], elements.unit(), -reference[i / 2]) - lost[i / 2]);
         s[0][n][i] = score_gradient(probable, 1.f, dp[0][n][i], delta[i / 2]);
         if constexpr ((F & SOFTCAP) != 0) s[0][n][i] *= slope[n][i];
       }
 #pragma unroll
     for (int step = 0; step < BN / 16; step++) {
-      unsigned ds[1][4];
+      Operand ds[1];
       operand(ds[0], s[0][2 * step], s[0][2 * step + 1]);
       accumulate(dq, ds, Tiles<KPanel>::straight(k_panel(stage), 0), step * 16, 0);
     }
@@ -107,8 +108,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, FA_BLOCKS)
   for (int h = 0; h < 2; h++)
 #pragma unroll
     for (int n = 0; n < DIM / 8; n++)
-      store_4(q_panel.address(lane_row + h * 8, n) + static_cast<unsigned>(lane_column * 2),
-              pack(dq[0][n][2 * h] * p.score.scale, dq[0][n][2 * h + 1] * p.score.scale));
+      store_pair(q_panel, lane_row + h * 8, n, dq[0][n][2 * h] * p.score.scale, dq[0][n][2 * h + 1] * p.score.scale);
   __syncthreads();
   drain<THREADS>(q_panel, rows, p.dim, copy_width(a.dq, p.dq), rows_from(sequence, a.dq, p.dq, row0, head));
 }

@@ -1,4 +1,5 @@
-// Attention backward on tensor cores since Ampere (mma.sync), 16-bit inputs, every feature: dk, dv, and dq by addition.
+// Attention backward since Ampere, every feature: dk, dv, and dq by addition. 16-bit inputs on tensor cores (mma.sync), float32 by
+// multiply-adds.
 // Tile     FA_BN keys of one key/value head x FA_BM rows a step; a warp owns 16 keys and 1 / FA_SPLIT of the columns of dk and dv, and
 //          1 / FA_SPLIT of a step's rows while it computes P and dS.
 // Who      one block for a tile of keys; it walks all rows of all heads of the group that see one of them, so dk and dv have one order
@@ -6,7 +7,6 @@
 // Memory   K and V once, Q and dO in a ring of FA_STAGES; products are transposed (keys x rows), so P and dS are left operands of dv and
 //          dk as they stand; dS goes through shared memory for dq, and P too where warps share keys (FA_SPLIT > 1).
 // Speed    docs/performance.md
-#include "words/panel.cuh"
 #include "words/row_sums.cuh"
 
 namespace fa::cuda {
@@ -25,23 +25,19 @@ using VPanel = Panel<BN, VALUE_DIM>;
 using QPanel = Panel<BM, DIM>;
 using GPanel = Panel<BM, VALUE_DIM>;  // dout
 using SPanel = Panel<BN, BM>;         // dS and P, keys x rows
-constexpr int STAGE_BYTES = QPanel::BYTES + GPanel::BYTES + BM * 8;  // and lse, delta
+constexpr int STAGE_BYTES = QPanel::BYTES + GPanel::BYTES + BM * 12;  // and lse, what float32 loses of it, delta
+constexpr bool EXACT = FA_DTYPE == 3;                                 // the loss counts
 constexpr int S_AT = KPanel::BYTES + VPanel::BYTES, P_AT = S_AT + SPanel::BYTES;
 constexpr int RING_AT = SPLIT > 1 ? P_AT + SPanel::BYTES : P_AT;
 
-FA_FN float2 load_floats(unsigned address) {
-  float2 x;
-  asm volatile("ld.shared.v2.f32 {%0,%1}, [%2];" : "=f"(x.x), "=f"(x.y) : "r"(address) : "memory");
-  return x;
-}
 FA_FN void copy_4(unsigned to, const float* from, bool present) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(to), "l"(from), "r"(present ? 4 : 0) : "memory");
 }
 // An lse in shared memory becomes what is subtracted from scores in log2 units, once for all warps.
 FA_FN void refer(unsigned address) {
-  float lse;
-  asm volatile("ld.shared.f32 %0, [%1];" : "=f"(lse) : "r"(address) : "memory");
+  const float lse = load_float(address);
   store_4(address, __float_as_uint(lse_reference(lse)));
+  if constexpr (EXACT) store_4(address + BM * 8, __float_as_uint(lse_remainder(lse)));
 }
 
 // What a lane holds of a step's rows besides P: bit 4 n + 2 h + e of `kept` for dropout, the slope of a softcap.
@@ -81,7 +77,15 @@ FA_FN void weigh(float (&s)[1][NT][4], unsigned lse, float unit) {
   for (int n = 0; n < NT; n++) {
     const float2 reference = load_floats(lse + static_cast<unsigned>(n * 32));
 #pragma unroll
-    for (int i = 0; i < 4; i++) s[0][n][i] = probability(s[0][n][i], unit, i % 2 == 0 ? reference.x : reference.y);
+    for (int i = 0; i < 4; i++) {
+      float& x = s[0][n][i];
+      if constexpr (EXACT) {
+        const float2 lost = load_floats(lse + static_cast<unsigned>(BM * 8 + n * 32));
+        x = exp2(fma(x, unit, -(i % 2 == 0 ? reference.x : reference.y)) - (i % 2 == 0 ? lost.x : lost.y));
+      } else {
+        x = probability(x, unit, i % 2 == 0 ? reference.x : reference.y);
+      }
+    }
   }
 }
 
@@ -201,28 +205,23 @@ extern "C" __global__ void __launch_bounds__(THREADS, FA_BLOCKS)
     if constexpr (DROPS) decide(weights, elements, row0 + lane_row, key0 + lane_key);
 
     // P is the left operand of dv; for lanes of other warps it goes through shared memory
-    const auto share = [&](SPanel panel, int n, const unsigned(&a)[4]) {
-#pragma unroll
-      for (int i = 0; i < 4; i++)
-        store_4(panel.address(lane_key + i % 2 * 8, part * NT + n + i / 2) + static_cast<unsigned>(lane_of() % 4 * 4), a[i]);
-    };
 #pragma unroll
     for (int n = 0; n < NT; n += 2) {
-      unsigned weights_of[1][4];
+      Operand weights_of[1];
       float left[4], right[4];
 #pragma unroll
       for (int i = 0; i < 4; i++) left[i] = kept(weights, n, i, s[0][n][i]), right[i] = kept(weights, n + 1, i, s[0][n + 1][i]);
       operand(weights_of[0], left, right);
-      if constexpr (SPLIT > 1) share(p_panel, n, weights_of[0]);
+      if constexpr (SPLIT > 1) store_operand(p_panel, lane_key, part * NT + n, weights_of[0]);
       if constexpr (SPLIT == 1) accumulate(dv, weights_of, g_right, n * 8, 0);
     }
     products<VT>(dp, v_left, Tiles<GPanel>::crossed(g_panel(stage), part * STEP_ROWS));
     differentiate(dp, s, weights, lse + BM * 4, elements.keep_scale);
 #pragma unroll
     for (int n = 0; n < NT; n += 2) {
-      unsigned ds[1][4];
+      Operand ds[1];
       operand(ds[0], dp[0][n], dp[0][n + 1]);
-      if constexpr (SPLIT > 1 || FA_DQ != 0) share(ds_panel, n, ds[0]);
+      if constexpr (SPLIT > 1 || FA_DQ != 0) store_operand(ds_panel, lane_key, part * NT + n, ds[0]);
       if constexpr (SPLIT == 1) accumulate(dk, ds, q_right, n * 8, 0);
     }
     if constexpr (SPLIT > 1 || FA_DQ != 0) __syncthreads();
@@ -230,10 +229,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, FA_BLOCKS)
       const Tiles<SPanel> p_left = Tiles<SPanel>::straight(p_panel, warp_key), ds_left = Tiles<SPanel>::straight(ds_panel, warp_key);
 #pragma unroll
       for (int row = 0; row < BM; row += 16) {
-        unsigned weights_of[1][4], ds[1][4];
-        load_matrices(weights_of[0], p_left.at(0, row / 8));
+        Operand weights_of[1], ds[1];
+        load_operand(weights_of[0], p_left, row / 8);
         accumulate(dv, weights_of, g_right, row, part * VO);
-        load_matrices(ds[0], ds_left.at(0, row / 8));
+        load_operand(ds[0], ds_left, row / 8);
         accumulate(dk, ds, q_right, row, part * KO);
       }
     }
@@ -249,9 +248,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, FA_BLOCKS)
         zero(dq);
 #pragma unroll
         for (int key = 0; key < BN; key += 16) {
-          unsigned ds[DQ_TILES][4];
+          Operand ds[DQ_TILES];
 #pragma unroll
-          for (int m = 0; m < DQ_TILES; m++) load_transposed(ds[m], ds_left.at(key, (dq_row() + m * 16) / 8));
+          for (int m = 0; m < DQ_TILES; m++) load_transposed_operand(ds[m], ds_left, key, (dq_row() + m * 16) / 8);
           accumulate(dq, ds, k_right, key, (dq_column() + pass) / 8);
         }
 #pragma unroll
@@ -277,12 +276,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, FA_BLOCKS)
   for (int h = 0; h < 2; h++) {
 #pragma unroll
     for (int n = 0; n < KO; n++)
-      store_4(k_panel.address(lane_key + h * 8, part * KO + n) + static_cast<unsigned>(lane_of() % 4 * 4),
-              pack(dk[0][n][2 * h] * k_factor, dk[0][n][2 * h + 1] * k_factor));
+      store_pair(k_panel, lane_key + h * 8, part * KO + n, dk[0][n][2 * h] * k_factor, dk[0][n][2 * h + 1] * k_factor);
 #pragma unroll
     for (int n = 0; n < VO; n++)
-      store_4(v_panel.address(lane_key + h * 8, part * VO + n) + static_cast<unsigned>(lane_of() % 4 * 4),
-              pack(dv[0][n][2 * h] * v_factor, dv[0][n][2 * h + 1] * v_factor));
+      store_pair(v_panel, lane_key + h * 8, part * VO + n, dv[0][n][2 * h] * v_factor, dv[0][n][2 * h + 1] * v_factor);
   }
   __syncthreads();
   drain<THREADS>(k_panel, keys, p.dim, copy_width(a.dk, p.dk), keys_from(p, sequence, a.dk, p.dk, key0, kv_head));

@@ -28,9 +28,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) gather_sums(const __grid_c
     for (int o = 0; o < DQ_COLUMNS / 8; o++)
 #pragma unroll
       for (int h = 0; h < 2; h++) {
-        const float left = sums[sum_at(m, o, 2 * h)], right = sums[sum_at(m, o, 2 * h + 1)];
-        store_4(panel.address(dq_row() + m * 16 + h * 8 + lane_of() / 4, dq_column() / 8 + o) + static_cast<unsigned>(lane_of() % 4 * 4),
-                pack(left * p.score.scale, right * p.score.scale));
+        store_pair(panel, dq_row() + m * 16 + h * 8 + lane_of() / 4, dq_column() / 8 + o, sums[sum_at(m, o, 2 * h)] * p.score.scale,
+                   sums[sum_at(m, o, 2 * h + 1)] * p.score.scale);
       }
   __syncthreads();
   drain<THREADS>(panel, rows, p.dim, copy_width(a.dq, p.dq), rows_from(sequence, a.dq, p.dq, row0, head));

@@ -2,6 +2,8 @@
 #pragma once
 #include "element.cuh"
 namespace fa::cuda {
+constexpr int ELEMENT_BYTES = sizeof(Element), CHUNK = 16 / ELEMENT_BYTES;  // elements of 16 bytes
+
 FA_FN unsigned shared_address(const void* pointer) { return static_cast<unsigned>(__cvta_generic_to_shared(pointer)); }
 
 // `valid` of the 16 (8) bytes are read, the rest become 0.
@@ -18,6 +20,17 @@ FA_FN void store_16(unsigned to, uint4 words) {
   asm volatile("st.shared.v4.u32 [%0], {%1,%2,%3,%4};" ::"r"(to), "r"(words.x), "r"(words.y), "r"(words.z), "r"(words.w) : "memory");
 }
 FA_FN void store_4(unsigned to, unsigned word) { asm volatile("st.shared.u32 [%0], %1;" ::"r"(to), "r"(word) : "memory"); }
+FA_FN void store_8(unsigned to, float x, float y) { asm volatile("st.shared.v2.f32 [%0], {%1,%2};" ::"r"(to), "f"(x), "f"(y) : "memory"); }
+FA_FN float load_float(unsigned from) {
+  float x;
+  asm volatile("ld.shared.f32 %0, [%1];" : "=f"(x) : "r"(from) : "memory");
+  return x;
+}
+FA_FN float2 load_floats(unsigned from) {
+  float2 x;
+  asm volatile("ld.shared.v2.f32 {%0,%1}, [%2];" : "=f"(x.x), "=f"(x.y) : "r"(from) : "memory");
+  return x;
+}
 FA_FN uint4 load_16(unsigned from) {
   uint4 words;
   asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(words.x), "=r"(words.y), "=r"(words.z), "=r"(words.w) : "r"(from) : "memory");
@@ -32,11 +45,23 @@ FA_FN void wait() {
 
 // The widest copy that an array's address and strides allow, in bytes: 16, 8, or 0 for one element at a time.
 FA_FN int copy_width(const void* pointer, Int64 row, Int64 head, Int64 batch) {
-  const unsigned long long bits = reinterpret_cast<unsigned long long>(pointer) | static_cast<unsigned long long>((row | head | batch) * 2);
+  const unsigned long long bits = reinterpret_cast<unsigned long long>(pointer) | static_cast<unsigned long long>((row | head | batch) * ELEMENT_BYTES);
   return (bits & 15u) == 0 ? 16 : (bits & 7u) == 0 ? 8 : 0;
 }
 FA_FN int copy_width(const void* pointer, Strides s) { return copy_width(pointer, s.row, s.head, s.batch); }
 
+FA_FN unsigned bits_of(float x) { return __float_as_uint(x); }
+template <class T>
+FA_FN unsigned bits_of(T x) {
+  return x.bits;
+}
+// element i of 16 bytes
+FA_FN Element element_of(const unsigned (&words)[4], int i) {
+  if constexpr (ELEMENT_BYTES == 4)
+    return Element{__uint_as_float(words[i])};
+  else
+    return Element{static_cast<unsigned short>(words[i / 2] >> (16 * (i % 2)))};
+}
 // The first `valid` bytes of 16, from memory aligned to `width` (8, or an element) bytes only; the rest become 0.
 FA_FN void copy_narrow(unsigned to, const Element* from, int valid, int width) {
   if (width == 8) {
@@ -45,8 +70,8 @@ FA_FN void copy_narrow(unsigned to, const Element* from, int valid, int width) {
   } else {
     unsigned words[4] = {};
 #pragma unroll
-    for (int i = 0; i < 8; i++)
-      if (i < valid / 2) words[i / 2] |= static_cast<unsigned>(from[i].bits) << (16 * (i % 2));
+    for (int i = 0; i < CHUNK; i++)
+      if (i < valid / ELEMENT_BYTES) words[i * ELEMENT_BYTES / 4] |= bits_of(from[i]) << (8 * ELEMENT_BYTES * i % 32);
     store_16(to, uint4{words[0], words[1], words[2], words[3]});
   }
 }

@@ -1,48 +1,28 @@
-// A matrix of 16-bit elements in shared memory: ROWS x DIM, cut into panels of 64 (or 32) columns whose rows are 128 (64) bytes. The
-// 16-byte chunks of a row are permuted by an exclusive or with the row, so that the eight rows of an 8 x 8 matrix, and the chunks of one
+// A matrix of elements in shared memory: ROWS x DIM, cut into panels whose rows are 128 (or, of 16-bit elements, 64) bytes. The 16-byte
+// chunks of a row are permuted by an exclusive or with the row, so that the eight rows of an 8 x 8 matrix, and the chunks of one
 // row, lie in different banks: loads and fills run without conflicts and without padding.
 #pragma once
 #include "copy.cuh"
-#include "mma.cuh"
 #include "where.cuh"
+#if FA_DTYPE == 3
+#include "fma.cuh"
+#else
+#include "mma.cuh"
+#endif
 namespace fa::cuda {
 template <int ROWS, int DIM>
 struct Panel {
-  static constexpr int COUNT = ROWS, WIDTH = DIM % 64 == 0 ? 64 : 32, CHUNKS = WIDTH / 8, ROW_BYTES = WIDTH * 2, BYTES = ROWS * DIM * 2;
+  static constexpr int COUNT = ROWS, ROW_BYTES = DIM * ELEMENT_BYTES % 128 == 0 ? 128 : 64, CHUNKS = ROW_BYTES / 16;
+  static constexpr int BYTES = ROWS * DIM * ELEMENT_BYTES;
   static_assert(DIM % 32 == 0 && ROWS % 8 == 0);
   unsigned base;  // shared address
 
-  static FA_MEMBER unsigned twist(int row) { return static_cast<unsigned>(WIDTH == 64 ? row & 7 : (row >> 1) & 3); }
+  static FA_MEMBER unsigned twist(int row) { return static_cast<unsigned>(ROW_BYTES == 128 ? row & 7 : (row >> 1) & 3); }
   static FA_MEMBER unsigned offset(int row, int chunk) {
     const unsigned c = static_cast<unsigned>(chunk), panel = c / CHUNKS;
     return (panel * ROWS + static_cast<unsigned>(row)) * ROW_BYTES + ((c % CHUNKS ^ twist(row)) << 4);
   }
   FA_MEMBER unsigned address(int row, int chunk) const { return base + offset(row, chunk); }
-};
-
-// One lane's part in the loads of 16 x 16 tiles. Tiles lie a multiple of 8 rows apart, so the permutation hangs on the lane alone and
-// the rest of an address is a constant.
-template <class P>
-struct Tiles {
-  unsigned start, twist;
-  int half;  // this lane's chunk of the tile's two
-
-  // By load_matrices the left operand, its rows being the panel's; by load_transposed the right one, its k being the panel's rows.
-  static FA_MEMBER Tiles straight(P panel, int row) { return make(panel, row + (lane_of() & 15), lane_of() >> 4); }
-  // By load_matrices the right operand, its columns being the panel's rows; by load_transposed the left one, its k being the panel's rows.
-  static FA_MEMBER Tiles crossed(P panel, int row) {
-    return make(panel, row + (lane_of() & 7) + ((lane_of() >> 4) << 3), (lane_of() >> 3) & 1);
-  }
-  // of the tile `rows` below and `chunk` (even) chunks to the right
-  FA_MEMBER unsigned at(int rows, int chunk) const {
-    return start + static_cast<unsigned>((chunk / P::CHUNKS * P::COUNT + rows) * P::ROW_BYTES) +
-           ((static_cast<unsigned>(chunk % P::CHUNKS + half) ^ twist) << 4);
-  }
-
- private:
-  static FA_MEMBER Tiles make(P panel, int row, int half) {
-    return Tiles{panel.base + static_cast<unsigned>(row * P::ROW_BYTES), P::twist(row), half};
-  }
 };
 
 // Rows of a matrix that lie a stride apart; paged keys come as a function of the row instead.
@@ -61,17 +41,17 @@ constexpr bool LINEAR<LinearRows> = true;
 template <int THREADS, int ROWS, int DIM, class RowAt>
 FA_FN void fill(Panel<ROWS, DIM> panel, Interval<int> present, int dim, int width, RowAt row_at) {
   // a thread keeps its column: neighbours copy one row's chunks (those of a panel where they do not divide the threads)
-  constexpr unsigned ACROSS = THREADS % (DIM / 8) == 0 ? DIM / 8 : Panel<ROWS, DIM>::CHUNKS;
-  constexpr int CHUNKS = DIM / 8, DOWN = THREADS / ACROSS;
+  constexpr unsigned ACROSS = THREADS % (DIM / CHUNK) == 0 ? DIM / CHUNK : Panel<ROWS, DIM>::CHUNKS;
+  constexpr int CHUNKS = DIM / CHUNK, DOWN = THREADS / ACROSS;
   const int top = static_cast<int>(threadIdx.x / ACROSS), left = static_cast<int>(threadIdx.x % ACROSS);
   if (LINEAR<RowAt> && width == 16 && present.first <= 0 && present.end >= ROWS && dim == DIM) {
-    const Element* from = row_at(top) + left * 8;
+    const Element* from = row_at(top) + left * CHUNK;
     const Int64 step = row_at(DOWN) - row_at(0);
 #pragma unroll
     for (int row = 0; row < ROWS; row += DOWN, from += step)
 #pragma unroll
       for (int chunk = 0; chunk < CHUNKS; chunk += static_cast<int>(ACROSS))
-        if (ROWS % DOWN == 0 || row + top < ROWS) copy_16(panel.address(row + top, chunk + left), from + chunk * 8);
+        if (ROWS % DOWN == 0 || row + top < ROWS) copy_16(panel.address(row + top, chunk + left), from + chunk * CHUNK);
   } else {
 #pragma unroll 1
     for (int row = top; row < ROWS; row += DOWN) {
@@ -79,12 +59,12 @@ FA_FN void fill(Panel<ROWS, DIM> panel, Interval<int> present, int dim, int widt
       const Element* const from = row_at(exists ? row : 0);
 #pragma unroll 1
       for (int chunk = left; chunk < CHUNKS; chunk += static_cast<int>(ACROSS)) {
-        const int valid = exists ? min(max(dim - chunk * 8, 0), 8) * 2 : 0;
+        const int valid = exists ? min(max(dim - chunk * CHUNK, 0), CHUNK) * ELEMENT_BYTES : 0;
         const unsigned to = panel.address(row, chunk);
         if (width == 16)
-          copy_16(to, from + (valid > 0 ? chunk * 8 : 0), valid);
+          copy_16(to, from + (valid > 0 ? chunk * CHUNK : 0), valid);
         else
-          copy_narrow(to, from + (valid > 0 ? chunk * 8 : 0), valid, width);
+          copy_narrow(to, from + (valid > 0 ? chunk * CHUNK : 0), valid, width);
       }
     }
   }
@@ -93,20 +73,20 @@ FA_FN void fill(Panel<ROWS, DIM> panel, Interval<int> present, int dim, int widt
 // The way back: rows [0, count) of a panel, columns below `dim`, to an array that the launch writes.
 template <int THREADS, int ROWS, int DIM, class RowAt>
 FA_FN void drain(Panel<ROWS, DIM> panel, int count, int dim, int width, RowAt row_at) {
-  constexpr int CHUNKS = DIM / 8;
+  constexpr int CHUNKS = DIM / CHUNK;
 #pragma unroll 4
   for (int i = static_cast<int>(threadIdx.x); i < ROWS * CHUNKS; i += THREADS) {
-    const int row = i / CHUNKS, column = i % CHUNKS * 8;
+    const int row = i / CHUNKS, column = i % CHUNKS * CHUNK;
     if (row >= count || column >= dim) continue;
-    const uint4 words = load_16(panel.address(row, column / 8));
+    const uint4 words = load_16(panel.address(row, column / CHUNK));
     Element* const to = const_cast<Element*>(row_at(row)) + column;
-    if (width == 16 && column + 8 <= dim) {
+    if (width == 16 && column + CHUNK <= dim) {
       *reinterpret_cast<uint4*>(to) = words;
     } else {
-      const unsigned pairs[4] = {words.x, words.y, words.z, words.w};
+      const unsigned parts[4] = {words.x, words.y, words.z, words.w};
 #pragma unroll
-      for (int c = 0; c < 8; c++)
-        if (column + c < dim) reinterpret_cast<unsigned short*>(to)[c] = static_cast<unsigned short>(pairs[c / 2] >> (16 * (c % 2)));
+      for (int c = 0; c < CHUNK; c++)
+        if (column + c < dim) to[c] = element_of(parts, c);
     }
   }
 }

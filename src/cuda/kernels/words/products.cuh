@@ -1,53 +1,9 @@
-// Products of tiles in shared memory and registers, 16 x 16 at a time. Register [m][n][2 h + e] of a result is row m * 16 + g + 8 h,
-// column n * 8 + 2 t + e, with g = lane / 4, t = lane % 4.
+// What kernels do with the products of tiles (mma.cuh on tensor cores, fma.cuh in float32), whose registers are the same: [m][n][2 h + e]
+// of a result is row m * 16 + g + 8 h, column n * 8 + 2 t + e, with g = lane / 4, t = lane % 4.
 #pragma once
 #include "panel.cuh"
 #include "score.cuh"
 namespace fa::cuda {
-// s = left (16 MT rows of a panel) * right^T (8 NT rows of a panel), over 16 STEPS columns
-template <int STEPS, int MT, int NT, class Left, class Right>
-FA_FN void products(float (&s)[MT][NT][4], const Tiles<Left>& left, const Tiles<Right>& right) {
-#pragma unroll
-  for (int step = 0; step < STEPS; step++) {
-    unsigned a[MT][4];
-#pragma unroll
-    for (int m = 0; m < MT; m++) load_matrices(a[m], left.at(m * 16, step * 2));
-#pragma unroll
-    for (int n = 0; n < NT; n += 2) {
-      unsigned b[4];
-      load_matrices(b, right.at(n * 8, step * 2));
-#pragma unroll
-      for (int m = 0; m < MT; m++) {
-        if (step == 0) {
-          multiply(s[m][n], a[m], b[0], b[1]);
-          multiply(s[m][n + 1], a[m], b[2], b[3]);
-        } else {
-          multiply_add(s[m][n], a[m], b[0], b[1]);
-          multiply_add(s[m][n + 1], a[m], b[2], b[3]);
-        }
-      }
-    }
-  }
-}
-// The left operand of 16 columns of a result: what lanes hold of it is what they must hold.
-FA_FN void operand(unsigned (&a)[4], const float (&left)[4], const float (&right)[4]) {
-  a[0] = pack(left[0], left[1]), a[1] = pack(left[2], left[3]);
-  a[2] = pack(right[0], right[1]), a[3] = pack(right[2], right[3]);
-}
-// sum += a (16 MT rows x 16) * right (16 rows of a panel from `row` on, columns from chunk on)
-template <int MT, int N, class Right>
-FA_FN void accumulate(float (&sum)[MT][N][4], const unsigned (&a)[MT][4], const Tiles<Right>& right, int row, int chunk) {
-#pragma unroll
-  for (int n = 0; n < N; n += 2) {
-    unsigned b[4];
-    load_transposed(b, right.at(row, chunk + n));
-#pragma unroll
-    for (int m = 0; m < MT; m++) {
-      multiply_add(sum[m][n], a[m], b[0], b[1]);
-      multiply_add(sum[m][n + 1], a[m], b[2], b[3]);
-    }
-  }
-}
 template <int MT, int N>
 FA_FN void zero(float (&x)[MT][N][4]) {
 #pragma unroll
