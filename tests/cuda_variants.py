@@ -17,7 +17,7 @@ from flash_attn.call import DTYPES, Options, Pass, Role
 CUDA = 1
 KB = 1024
 # shared memory a block may have, by architecture
-SHARED = {75: 64 * KB, 80: 163 * KB, 86: 99 * KB, 89: 99 * KB, 90: 227 * KB, 100: 227 * KB, 120: 99 * KB}
+SHARED = {80: 163 * KB, 86: 99 * KB, 89: 99 * KB, 90: 227 * KB, 100: 227 * KB, 120: 99 * KB}
 
 
 @dataclass(frozen=True)

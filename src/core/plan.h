@@ -58,8 +58,8 @@ struct Launch {
   ParamsT<double> params;
   std::vector<Argument> arguments;
   // GPUs only:
-  const char* source = nullptr;  // the file of the backend's kernels/ that has `kernel`: core/kernel_text.h gives its text
-  std::vector<Constant> constants = {};
+  const char* source = nullptr;          // the file of the backend's kernels/ that has `kernel`: core/kernel_text.h gives its text
+  std::vector<Constant> constants = {};  // NOLINT(readability-redundant-member-init): planners leave it out
   Grid grid = {};
   int shared_bytes = 0;  // of a block, beyond what the kernel declares
 };

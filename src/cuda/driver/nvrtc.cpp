@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <cstdlib>
+#include <limits>
 #include <mutex>
 
 #include "core/env.h"
@@ -63,6 +65,15 @@ bool load(Api& api, const std::string& path, std::string& why) {
   return api.compiler.version >= OLDEST;
 }
 
+// Of the driver; any where there is none.
+int newest_cuda() {
+  try {
+    return driver_version() / 1000;
+  } catch (const Error&) {
+    return std::numeric_limits<int>::max();
+  }
+}
+
 std::mutex folders_mutex;
 std::vector<std::string>& folders() {
   static std::vector<std::string> all;
@@ -92,15 +103,11 @@ std::vector<std::string> candidates() {
   for (const std::string& pattern : patterns)
     for (const std::string& path : files(pattern)) found.push_back(path);
   for (const char* name : {"libnvrtc.so.13", "libnvrtc.so.12"}) found.emplace_back(name);
-  int newest = 1 << 30;
-  try {
-    newest = driver_version() / 1000;
-  } catch (const Error&) {  // no driver: any compiler will do
-  }
+  const int newest = newest_cuda();
   const auto too_new = [&](const std::string& path) {
     const std::string name = name_of(path);
     const size_t at = name.find(".so.");
-    return at != std::string::npos && std::atoi(name.c_str() + at + 4) > newest;
+    return at != std::string::npos && std::strtol(name.c_str() + at + 4, nullptr, 10) > newest;
   };
   std::stable_partition(found.begin(), found.end(), [&](const std::string& path) { return !too_new(path); });
   return found;
@@ -123,12 +130,13 @@ const Api& nvrtc() {
 }
 
 struct Owned {
+  const Api& api;
   Program program = nullptr;
-  Owned() = default;
+  explicit Owned(const Api& of) : api(of) {}
   Owned(const Owned&) = delete;
   Owned& operator=(const Owned&) = delete;
   ~Owned() {
-    if (program) nvrtc().destroy(&program);
+    if (program) api.destroy(&program);
   }
 };
 void must(Result result, const char* what) {
@@ -172,9 +180,10 @@ std::string architecture(int arch) {
 }
 
 Compiled compile(const std::string& text_, const std::string& name, const std::vector<std::string>& options) {
-  Owned owned;
+  Owned owned(nvrtc());
   must(nvrtc().create(&owned.program, text_.c_str(), name.c_str(), 0, nullptr, nullptr), "program");
   std::vector<const char*> words;
+  words.reserve(options.size());
   for (const std::string& option : options) words.push_back(option.c_str());
   const Result result = nvrtc().compile(owned.program, static_cast<int>(words.size()), words.data());
   std::string log = bytes_of(owned.program, nvrtc().log_size, nvrtc().log, "log");
