@@ -139,7 +139,7 @@ TEST(MetalPlans, ExtrasHaveLaunchesOfTheirOwn) {
   EXPECT_EQ(launches(plan), "delta backward_dq backward_dkv bias_gradient sink_gradient");
   EXPECT_TRUE(plan.temporaries.empty()) << "the caller's delta is there";
   const Grid& grid = launch(plan, "bias_gradient").grid;
-  EXPECT_EQ(grid.blocks[0], 64);
+  EXPECT_EQ(grid.blocks[0], 2) << "32 keys each";
   EXPECT_EQ(grid.blocks[1], 1);
   EXPECT_EQ(grid.blocks[2], 4);
   check(plan);
