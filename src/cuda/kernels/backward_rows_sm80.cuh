@@ -89,7 +89,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, FA_BLOCKS)
     for (int n = 0; n < NT; n++)
 #pragma unroll
       for (int i = 0; i < 4; i++) {
-        const float probable = exp2(fma(s[0][n][i], elements.unit(), -reference[i / 2]) - lost[i / 2]);
+        const float probable = saved_probability(s[0][n][i], elements.unit(), reference[i / 2], lost[i / 2]);
         s[0][n][i] = score_gradient(probable, 1.f, dp[0][n][i], delta[i / 2]);
         if constexpr ((F & SOFTCAP) != 0) s[0][n][i] *= slope[n][i];
       }

@@ -81,7 +81,7 @@ FA_FN void weigh(float (&s)[1][NT][4], unsigned lse, float unit) {
       float& x = s[0][n][i];
       if constexpr (EXACT) {
         const float2 lost = load_floats(lse + static_cast<unsigned>(BM * 8 + n * 32));
-        x = exp2(fma(x, unit, -(i % 2 == 0 ? reference.x : reference.y)) - (i % 2 == 0 ? lost.x : lost.y));
+        x = saved_probability(x, unit, i % 2 == 0 ? reference.x : reference.y, i % 2 == 0 ? lost.x : lost.y);
       } else {
         x = probability(x, unit, i % 2 == 0 ? reference.x : reference.y);
       }

@@ -25,7 +25,7 @@ struct Head {
   // of a row whose lse is known
   FA_MEMBER Real probability(Real score, Real lse) const {
     if constexpr (sizeof(Real) == 8) return fa::probability(score, elements.unit(), lse_reference(lse));
-    return exp2(fma(score, elements.unit(), -lse_reference(lse)) - lse_remainder(lse));
+    return saved_probability(score, elements.unit(), lse_reference(lse), lse_remainder(lse));
   }
   // what dropout multiplies a probability by
   FA_MEMBER Real kept(int i, int j) const { return !DROPS ? Real(1) : elements.keeps(i, j) ? elements.keep_scale : Real(0); }
