@@ -40,7 +40,7 @@ class Variant:
 
     def __str__(self) -> str:
         changed = {name: value for name, value in vars(self).items() if value != getattr(Variant, name)}
-        return ",".join(f"{name}={value}" for name, value in changed.items()) or "plain"
+        return ",".join(f"{name}={value}" for name, value in changed.items()) or "dims=(128, 128)"
 
 
 AXES = {

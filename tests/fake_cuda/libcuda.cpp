@@ -17,7 +17,8 @@ int number(const char* name, int otherwise) {
 template <class... Values>
 void say(const char* format, Values... values) {
   static std::mutex mutex;
-  static FILE* const log = std::fopen(std::getenv("FAKE_CUDA_LOG") ? std::getenv("FAKE_CUDA_LOG") : "/dev/null", "a");
+  static FILE* const log = std::getenv("FAKE_CUDA_LOG") ? std::fopen(std::getenv("FAKE_CUDA_LOG"), "a") : nullptr;
+  if (!log) return;
   const std::lock_guard lock(mutex);
   std::fprintf(log, format, values...);
   std::fputc('\n', log);
@@ -127,6 +128,7 @@ int cuLaunchKernel(Function* function, unsigned bx, unsigned by, unsigned bz, un
                    void* stream, void** arguments, void** extra) {
   if (!current() || current() != function->module->context) return 201;
   if (bx == 0 || by == 0 || bz == 0 || by > 65535 || bz > 65535 || extra) return 1;
+  if (!std::getenv("FAKE_CUDA_LOG")) return result("cuLaunchKernel");
   // Params: of q, k, v the strides; Arrays: its pointers
   const long long* strides = static_cast<const long long*>(arguments[0]);
   void* const* pointers = static_cast<void* const*>(arguments[1]);
