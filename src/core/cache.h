@@ -7,8 +7,8 @@
 #include <string>
 
 namespace fa::cache {
-std::string folder();     // FLASH_ATTENTION_CACHE, or flash_attn in the user's cache folder; made if needed; "" if there is none to use
-std::string why_none();   // "" or, for people, why folder() is ""
+std::string folder();    // FLASH_ATTENTION_CACHE, or flash_attn in the user's cache folder; made if needed; "" if there is none to use
+std::string why_none();  // "" or, for people, why folder() is ""
 std::optional<std::string> read(const std::string& name);
 void write(const std::string& name, const std::string& content);
 }  // namespace fa::cache
