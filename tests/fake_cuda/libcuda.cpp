@@ -1,6 +1,9 @@
-// A driver made of software: it answers like NVIDIA's, computes nothing, and writes what it was asked to FAKE_CUDA_LOG, a line a call.
+// A driver made of software: it answers like NVIDIA's and writes what it was asked to FAKE_CUDA_LOG, a line a call. It computes nothing,
+// unless an image is the path of a library (libnvrtc.cpp): then a launch calls its run_<kernel>(arguments, grid, threads).
 // What it plays: FAKE_CUDA_DEVICES devices (1) of architecture FAKE_CUDA_ARCH (90); FAKE_CUDA_CONTEXT: the device whose context is current
 // in every thread at the start (-1: none). FAKE_CUDA_FAIL names a function that fails.
+#include <dlfcn.h>
+
 #include <atomic>
 #include <cstdio>
 #include <cstdlib>
@@ -36,6 +39,7 @@ struct Context {
 struct Module {
   Context* context;
   std::string image;
+  void* library;
 };
 struct Function {
   Module* module;
@@ -111,7 +115,9 @@ int cuThreadExchangeStreamCaptureMode(int* mode) {
 int cuModuleLoadData(Module** module, const void* image) {
   if (!current()) return 201;
   const char* text = static_cast<const char*>(image);
-  *module = new Module{current(), std::string(text, std::strlen(text))};
+  void* const library = text[0] == '/' ? dlopen(text, RTLD_NOW | RTLD_LOCAL) : nullptr;
+  if (text[0] == '/' && !library) return 200;
+  *module = new Module{current(), std::string(text, std::strlen(text)), library};
   say("load %d %.60s", current()->device, std::memcmp(text, "\177ELF", 4) == 0 ? "cubin" : text);
   return result("cuModuleLoadData");
 }
@@ -128,6 +134,11 @@ int cuLaunchKernel(Function* function, unsigned bx, unsigned by, unsigned bz, un
                    void* stream, void** arguments, void** extra) {
   if (!current() || current() != function->module->context) return 201;
   if (bx == 0 || by == 0 || bz == 0 || by > 65535 || bz > 65535 || extra) return 1;
+  if (void* const library = function->module->library) {
+    using Run = void(void**, const unsigned*, unsigned);
+    const unsigned grid[3] = {bx, by, bz};
+    reinterpret_cast<Run*>(dlsym(library, ("run_" + function->name).c_str()))(arguments, grid, tx * ty * tz);
+  }
   if (!std::getenv("FAKE_CUDA_LOG")) return result("cuLaunchKernel");
   // Params: of q, k, v the strides; Arrays: its pointers
   const long long* strides = static_cast<const long long*>(arguments[0]);

@@ -1,5 +1,6 @@
 // A compiler made of software: an image is the options and a number of the text. Each compilation appends a line to FAKE_NVRTC_LOG and
-// takes FAKE_NVRTC_MS milliseconds. It knows architectures 80, 90 and 100.
+// takes FAKE_NVRTC_MS milliseconds. It knows architectures 80, 90 and 100. With FAKE_NVRTC_COMPILER, a command, it does compile: the
+// command gets a text, a library to make of it (the image is its path) and the options; both lie in the folder FAKE_NVRTC_FOLDER.
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
@@ -35,6 +36,16 @@ int nvrtcCompileProgram(Program* program, int count, const char* const* options)
     FILE* file = std::fopen(log, "a");
     std::fprintf(file, "%s\n", program->image.c_str());
     std::fclose(file);
+  }
+  if (const char* compiler = std::getenv("FAKE_NVRTC_COMPILER")) {
+    const std::string stem = std::string(std::getenv("FAKE_NVRTC_FOLDER")) + '/' + std::to_string(std::hash<std::string>()(program->image));
+    FILE* file = std::fopen((stem + ".cu").c_str(), "w");
+    std::fputs(program->text.c_str(), file);
+    std::fclose(file);
+    std::string command = std::string(compiler) + " '" + stem + ".cu' '" + stem + ".so'";
+    for (int i = 0; i < count; i++) command += std::string(" '") + options[i] + '\'';
+    program->image = stem + ".so";
+    return std::system(command.c_str()) == 0 ? 0 : 6;
   }
   if (!std::getenv("FAKE_NVRTC_FAIL")) return 0;
   program->log = "some warning\nkernels/a.cuh(3): error: planted\n";
