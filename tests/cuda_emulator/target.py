@@ -20,8 +20,10 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 def guarded(array: np.ndarray) -> np.ndarray:
     """A contiguous copy between two pages that cannot be touched, as close to the second as a GPU's allocation (16 bytes) may be."""
+    if array.size == 0:
+        return array.copy()
     size = array.size * array.itemsize
-    room = -(-max(size, 1) // mmap.PAGESIZE) * mmap.PAGESIZE
+    room = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
     memory = mmap.mmap(-1, room + 2 * mmap.PAGESIZE)
     address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
     for page in (address, address + mmap.PAGESIZE + room):
@@ -34,7 +36,10 @@ def guarded(array: np.ndarray) -> np.ndarray:
 
 class OnTheGPU(numpy_framework.NumPy):
     def view(self, array, writable=False):
-        strides = [stride // array.itemsize for stride in array.strides]
+        if array.size == 0:  # NumPy gives it strides of 0
+            strides = [1] * array.ndim
+        else:
+            strides = [stride // array.itemsize for stride in array.strides]
         return _core.view_of_address(array.ctypes.data, self.dtype_code(array.dtype), list(array.shape), strides, CUDA, 0, array)
 
     def empty(self, shape, code, like):
