@@ -4,6 +4,7 @@ kernel may write ends at a page that nobody may touch. For processes that see th
 from __future__ import annotations
 
 import ctypes
+import math
 import mmap
 from dataclasses import fields, replace
 
@@ -37,7 +38,7 @@ def guarded(array: np.ndarray) -> np.ndarray:
 class OnTheGPU(numpy_framework.NumPy):
     def view(self, array, writable=False):
         if array.size == 0:  # NumPy gives it strides of 0
-            strides = [1] * array.ndim
+            strides = [math.prod(array.shape[axis + 1 :]) for axis in range(array.ndim)]
         else:
             strides = [stride // array.itemsize for stride in array.strides]
         return _core.view_of_address(array.ctypes.data, self.dtype_code(array.dtype), list(array.shape), strides, CUDA, 0, array)
