@@ -1,7 +1,7 @@
 """What a call costs besides its arithmetic: the time of a tiny one, and where it goes.
 
-Python is what remains of a whole call after views, prepare and run; prepare is describe, check, choose and plan; run is the kernel on
-one task, on the calling thread.
+Prepare is describe, check, choose and plan; run is the kernel on one task, on the calling thread. A whole call of NumPy's or PyTorch's
+arrays is one call of C++ behind a little Python.
 """
 
 from __future__ import annotations
@@ -49,13 +49,12 @@ def report() -> dict:
         "  prepare": microseconds(lambda: _core.prepare("overhead", Pass.FORWARD, made, Options())),
         "  run": microseconds(lambda: _core.run(prepared, outputs, True)),
     }
-    whole, *parts = rows.values()
-    rows["  Python, memory of results"] = whole - sum(parts)
     rows["backward, NumPy"] = microseconds(lambda: flash_attn.numpy.backward(out, q, q, q, out, lse))
     rows["with_kvcache, append one, NumPy"] = microseconds(
         lambda: flash_attn.flash_attn_with_kvcache(q[:, :1], cache, cache.copy(), q[:, :1], q[:, :1], cache_seqlens=3)
     )
     rows.update(with_mlx(q))
+    rows.update(with_torch())
     print("overhead of a tiny call, microseconds (median, one thread's CPU time)")
     for name, value in rows.items():
         print(f"  {name:32s} {value:8.2f}")
@@ -75,4 +74,95 @@ def with_mlx(q: np.ndarray) -> dict[str, float]:
         "forward, MLX": microseconds(lambda: mx.eval(flash_attn.flash_attn_func(x, x, x))),
         "mx.grad, MLX": microseconds(lambda: mx.eval(gradient(x))),
         "MLX's own attention": microseconds(lambda: mx.eval(mx.fast.scaled_dot_product_attention(x, x, x, scale=0.25))),
+    }
+
+
+class Clocked:
+    """torch_ops.EXCHANGE, with the time spent in it."""
+
+    def __init__(self, exchange: Any):
+        self.exchange, self.spent = exchange, 0.0
+        self.eager = exchange.eager
+
+    def quick(self, *arguments: Any) -> Any:
+        start = time.perf_counter()
+        result = self.exchange.quick(*arguments)
+        self.spent += time.perf_counter() - start
+        return result
+
+    def run(self, *arguments: Any) -> Any:
+        start = time.perf_counter()
+        result = self.exchange.run(*arguments)
+        self.spent += time.perf_counter() - start
+        return result
+
+
+def with_torch() -> dict[str, float]:
+    """At (1, 16, 2, 64): whole calls, PyTorch's own, and the Python of ours: all that is not inside the call of C++, nor in an autograd
+    function that does nothing but save and return as many tensors. The least of many batches, in turn: a busy machine only adds."""
+    try:
+        import torch
+    except ImportError:
+        return {}
+    from flash_attn import torch_ops
+
+    torch.set_num_threads(1)
+    q, k, v, dout = (torch.randn(1, 16, 2, 64) for _ in range(4))
+    leaves = [x.clone().requires_grad_() for x in (q, k, v)]
+    heads_first = [x.transpose(1, 2).contiguous() for x in (q, k, v, dout)]
+    their_leaves = [x.clone().requires_grad_() for x in heads_first[:3]]
+    theirs, ours = torch.nn.functional.scaled_dot_product_attention, flash_attn.flash_attn_func
+
+    class Nothing(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, call, q, k, v):
+            ctx.save_for_backward(q, k, v, q.new_empty(q.shape), q.new_empty(q.shape))
+            return torch.empty_like(q)
+
+        @staticmethod
+        def backward(ctx, dout):
+            return None, *ctx.saved_tensors[:3]
+
+    def gradients(function, inputs, dout):
+        return torch.autograd.grad(function(*inputs), inputs, dout)
+
+    nothing = super(torch.autograd.Function, Nothing).apply
+    calls = {
+        "forward": lambda: ours(q, k, v),
+        "forward + backward": lambda: gradients(ours, leaves, dout),
+        "sdpa forward": lambda: theirs(*heads_first[:3]),
+        "sdpa forward + backward": lambda: gradients(theirs, their_leaves, heads_first[3]),
+        "nothing": lambda: gradients(lambda *x: nothing(None, *x), leaves, dout),
+    }
+    exchange, batch = torch_ops.EXCHANGE, 50
+    clocked = Clocked(exchange)
+    times: dict[str, list[float]] = {}
+
+    def clock(name: str, call: Callable[[], Any]) -> None:
+        start = time.perf_counter()
+        for _ in range(batch):
+            call()
+        times.setdefault(name, []).append((time.perf_counter() - start) / batch)
+
+    for _ in range(100):
+        for name, call in calls.items():
+            clock(name, call)
+        torch_ops.EXCHANGE = clocked
+        for name in ("forward", "forward + backward"):
+            clocked.spent = 0.0
+            clock(f"clocked {name}", calls[name])
+            times.setdefault(f"C++ of {name}", []).append(clocked.spent / batch)
+        torch_ops.EXCHANGE = exchange
+    least = {name: 1e6 * min(seconds) for name, seconds in times.items()}
+    both = least["forward + backward"] - least["C++ of forward + backward"] - least["nothing"]
+    return {
+        "forward, PyTorch": least["forward"],
+        "  C++": least["C++ of forward"],
+        "  Python": least["forward"] - least["C++ of forward"],
+        "PyTorch's own attention": least["sdpa forward"],
+        "forward + backward, PyTorch": least["forward + backward"],
+        "  C++ ": least["C++ of forward + backward"],
+        "  autograd that does nothing": least["nothing"],
+        "  Python ": both,
+        "PyTorch's own, both": least["sdpa forward + backward"],
     }

@@ -70,6 +70,27 @@ def test_logits(pair):
     torch.testing.assert_close(found, expected, atol=2e-6, rtol=1e-5)
 
 
+@torch.no_grad()
+def test_a_sliding_window_is_no_mask(pair, monkeypatch):
+    """Of rows x keys, that is: what slides says so, and padding is a row of the batch."""
+    import flash_attn
+
+    ours, _, tokens, mask = pair
+    window = getattr(ours.config, "sliding_window", None)
+    calls, real = [], flash_attn.flash_attn_func
+
+    def spy(*args, **options):
+        calls.append((options.get("window_size"), options.get("attn_bias")))
+        return real(*args, **options)
+
+    monkeypatch.setattr(flash_attn.interface, "flash_attn_func", spy)
+    ours(tokens)
+    ours(tokens, attention_mask=mask)
+    sizes = {size for size, _ in calls}
+    assert sizes == {(-1, -1)} if window is None else (window - 1, window - 1) in sizes
+    assert all(bias is None or bias.shape[-2] == 1 for _, bias in calls)
+
+
 def test_generate(pair):
     ours, theirs, tokens, mask = pair
     for given in ({}, {"attention_mask": mask}):

@@ -58,6 +58,11 @@ def test_gradients_of_both_orders(features):
     assert torch.autograd.gradgradcheck(function, leaves)
 
 
+def test_second_order_of_a_call_that_returns_no_lse():
+    leaves = arrays(1, 4, 2, 3, grad=True)
+    assert torch.autograd.gradgradcheck(lambda q, k, v: flash_attn_func(q, k, v, causal=True, softcap=2.0), leaves)
+
+
 def test_gradients_of_bias_and_sink_of_both_orders():
     leaves = [*arrays(1, 3, 2, 3, grad=True), torch.randn(1, 2, 3, 3, dtype=torch.float64).requires_grad_()]
     leaves.append(torch.randn(2, dtype=torch.float64).requires_grad_())

@@ -4,7 +4,6 @@ from flash_attn import flash_attn_func
 out = flash_attn_func(q, k, v, causal=True)      # q (b, sq, h, d), k, v (b, sk, hk, d) -> (b, sq, h, d)
 """
 
-from flash_attn.combine import flash_attn_combine, merge
 from flash_attn.explain import explain
 from flash_attn.interface import (
     flash_attn_func,
@@ -32,21 +31,17 @@ __all__ = [
 ]
 
 
+# what is imported when it is first asked for: importing the package is then a matter of milliseconds
+_MODULES = ("numpy", "mlx", "flash_attn_mlx", "transformers", "flash_attn_interface", "bert_padding", "layers", "losses", "ops", "cute")
+_COMBINE = ("flash_attn_combine", "merge")
+
+
 def __getattr__(name: str):
-    # helpers of one ecosystem each, imported when first asked for
-    if name in (
-        "numpy",
-        "mlx",
-        "flash_attn_mlx",
-        "transformers",
-        "flash_attn_interface",
-        "bert_padding",
-        "layers",
-        "losses",
-        "ops",
-        "cute",
-    ):
+    if name in _MODULES or name in _COMBINE:
         import importlib
 
-        return importlib.import_module(f"flash_attn.{name}")
+        if name in _MODULES:
+            return importlib.import_module(f"flash_attn.{name}")
+        globals()[name] = found = getattr(importlib.import_module("flash_attn.combine"), name)
+        return found
     raise AttributeError(f"module 'flash_attn' has no attribute {name!r}")

@@ -17,7 +17,6 @@ from flash_attn import engine, frameworks
 from flash_attn.call import Arrays, Options, Role
 from flash_attn.scalars import flag, integer, number, said
 
-_FITS = 1 << 63
 explaining: set[int] = set()  # threads whose calls say what they would run: explain.py
 
 _ARGUMENTS = """
@@ -55,8 +54,6 @@ def _documented(function: Any) -> Any:
 
 
 def _window(function: str, window_size: Any) -> tuple[int, int]:
-    if type(window_size) is tuple and window_size == (-1, -1):
-        return -1, -1
     try:
         left, right = window_size
     except (TypeError, ValueError):
@@ -70,8 +67,21 @@ def _same(function: str, names: str, one: Any, other: Any) -> Any:
     return other if one is None else one
 
 
-def _arrays(**named: Any) -> Arrays:
-    return {getattr(Role, name): array for name, array in named.items() if array is not None}
+_DENSE = (Role.SLOPES, Role.BIAS, Role.SINK, Role.USED_ROWS, Role.USED_KEYS)
+_PACKED = (Role.CU_ROWS, Role.CU_KEYS, Role.SLOPES, Role.SINK, Role.USED_ROWS, Role.USED_KEYS, Role.PAGES)
+_CACHED = (
+    Role.NEW_K, Role.NEW_V, Role.COS, Role.SIN, Role.LENGTHS, Role.CACHE_ROWS, Role.LEFTPAD, Role.PAGES, Role.SLOPES, Role.SINK
+)  # fmt: skip
+_Q, _K, _V = Role.Q, Role.K, Role.V
+
+
+def _arrays(q: Any, k: Any, v: Any, roles: tuple[int, ...], *others: Any) -> Arrays:
+    """Arrays by role, those that are there."""
+    arrays = {_Q: q, _K: k, _V: v}
+    for role, array in zip(roles, others):
+        if array is not None:
+            arrays[role] = array
+    return {role: array for role, array in arrays.items() if array is not None} if q is None or k is None or v is None else arrays
 
 
 def options_of(
@@ -93,18 +103,6 @@ def options_of(
 ) -> Options:
     """The options of a call, as users give them."""
     left, right = _window(function, window_size)
-    if (  # what most calls say, which is worth a shortcut: a small attention takes less time than the rest of this
-        type(dropout_p) is float
-        and (softmax_scale is None or type(softmax_scale) is float)
-        and type(causal) is type(deterministic) is bool
-        and type(softcap) is float
-        and type(max_rows) is type(max_keys) is int
-        and (q_offset is k_offset is out_dtype is None)
-        and type(attention_chunk) is type(num_splits) is int
-        and attention_chunk == num_splits == 0
-        and -1 <= max_rows < _FITS > max_keys >= -1
-    ):
-        return Options(dropout_p, softmax_scale, causal, left, right, softcap, deterministic, 0, False, 0, 0, max_rows, max_keys)
     return Options(
         dropout=number(function, "dropout_p", dropout_p),
         scale=None if softmax_scale is None else number(function, "softmax_scale", softmax_scale),
@@ -124,10 +122,49 @@ def options_of(
     )
 
 
-def _attend(function: str, arrays: Arrays, dropout_p: float, return_attn_probs: bool, rng_state: Any, *rest: Any, **more: Any) -> Any:
-    q = arrays.get(Role.Q)
+def _attend(
+    function: str,
+    arrays: Arrays,
+    dropout_p: float,
+    return_attn_probs: bool,
+    rng_state: Any,
+    softmax_scale: float | None,
+    causal: bool,
+    window_size: Any,
+    softcap: float,
+    deterministic: bool,
+    attention_chunk: int,
+    out_dtype: Any,
+    num_splits: int,
+    q_offset: int | None = None,
+    k_offset: int | None = None,
+    max_rows: Any = -1,
+    max_keys: Any = -1,
+) -> Any:
+    q = arrays.get(_Q)
     framework = frameworks.of(q, function, "q")
-    options = options_of(function, framework, dropout_p, *rest, **more)
+    if (
+        type(window_size) is tuple
+        and len(window_size) == 2
+        and type(return_attn_probs) is bool
+        and (q_offset is k_offset is out_dtype is None)
+        and not explaining
+    ):
+        left, right = window_size
+        found = framework.quick(
+            function,
+            arrays,
+            (dropout_p, softmax_scale, causal, left, right, softcap, deterministic, attention_chunk, False, 0, 0, max_rows, max_keys, 0,
+             num_splits, None, True, 0),
+            return_attn_probs,
+        )  # fmt: skip
+        if found is not None:
+            out, lse = found
+            return (out, lse, framework.empty([0], framework.dtype_code(q.dtype), q)) if return_attn_probs else out
+    options = options_of(
+        function, framework, dropout_p, softmax_scale, causal, window_size, softcap, deterministic, attention_chunk, out_dtype, num_splits,
+        q_offset, k_offset, max_rows, max_keys,
+    )  # fmt: skip
     return_attn_probs = flag(function, "return_attn_probs", return_attn_probs)
     if options.dropout:
         arrays[Role.SEED] = framework.seed(q) if rng_state is None else rng_state
@@ -194,7 +231,7 @@ def flash_attn_func(
     """softmax(scale q k^T) v for q (b, sq, h, d), k (b, sk, hk, d), v (b, sk, hk, dv) -> (b, sq, h, dv)."""
     function = "flash_attn_func"
     sink = _same(function, "learnable_sink, s_aux", learnable_sink, s_aux)
-    arrays = _arrays(Q=q, K=k, V=v, SLOPES=alibi_slopes, BIAS=attn_bias, SINK=sink, USED_ROWS=seqused_q, USED_KEYS=seqused_k)
+    arrays = _arrays(q, k, v, _DENSE, alibi_slopes, attn_bias, sink, seqused_q, seqused_k)
     return _attend(
         function,
         arrays,
@@ -243,7 +280,7 @@ def flash_attn_qkvpacked_func(
     function = "flash_attn_qkvpacked_func"
     q, k, v = _split(function, "qkv", qkv, 3, 2)
     sink = _same(function, "learnable_sink, s_aux", learnable_sink, s_aux)
-    arrays = _arrays(Q=q, K=k, V=v, SLOPES=alibi_slopes, BIAS=attn_bias, SINK=sink, USED_ROWS=seqused_q, USED_KEYS=seqused_k)
+    arrays = _arrays(q, k, v, _DENSE, alibi_slopes, attn_bias, sink, seqused_q, seqused_k)
     return _attend(
         function,
         arrays,
@@ -293,7 +330,7 @@ def flash_attn_kvpacked_func(
     function = "flash_attn_kvpacked_func"
     k, v = _split(function, "kv", kv, 2, 2)
     sink = _same(function, "learnable_sink, s_aux", learnable_sink, s_aux)
-    arrays = _arrays(Q=q, K=k, V=v, SLOPES=alibi_slopes, BIAS=attn_bias, SINK=sink, USED_ROWS=seqused_q, USED_KEYS=seqused_k)
+    arrays = _arrays(q, k, v, _DENSE, alibi_slopes, attn_bias, sink, seqused_q, seqused_k)
     return _attend(
         function,
         arrays,
@@ -349,18 +386,8 @@ def flash_attn_varlen_func(
     """
     function = "flash_attn_varlen_func"
     sink = _same(function, "learnable_sink, s_aux", learnable_sink, s_aux)
-    arrays = _arrays(
-        Q=q,
-        K=k,
-        V=v,
-        SLOPES=alibi_slopes,
-        SINK=sink,
-        CU_ROWS=_required(function, "cu_seqlens_q", cu_seqlens_q),
-        CU_KEYS=cu_seqlens_k,
-        USED_ROWS=seqused_q,
-        USED_KEYS=seqused_k,
-        PAGES=block_table,
-    )
+    cu_q = _required(function, "cu_seqlens_q", cu_seqlens_q)
+    arrays = _arrays(q, k, v, _PACKED, cu_q, cu_seqlens_k, alibi_slopes, sink, seqused_q, seqused_k, block_table)
     return _attend(
         function,
         arrays,
@@ -415,7 +442,7 @@ def flash_attn_varlen_qkvpacked_func(
     q, k, v = _split(function, "qkv", qkv, 3, 1)
     sink = _same(function, "learnable_sink, s_aux", learnable_sink, s_aux)
     cu = _required(function, "cu_seqlens", cu_seqlens)
-    arrays = _arrays(Q=q, K=k, V=v, SLOPES=alibi_slopes, SINK=sink, CU_ROWS=cu, CU_KEYS=cu, USED_ROWS=seqused_q, USED_KEYS=seqused_k)
+    arrays = _arrays(q, k, v, _PACKED, cu, cu, alibi_slopes, sink, seqused_q, seqused_k)
     return _attend(
         function,
         arrays,
@@ -466,17 +493,8 @@ def flash_attn_varlen_kvpacked_func(
     function = "flash_attn_varlen_kvpacked_func"
     k, v = _split(function, "kv", kv, 2, 1)
     sink = _same(function, "learnable_sink, s_aux", learnable_sink, s_aux)
-    arrays = _arrays(
-        Q=q,
-        K=k,
-        V=v,
-        SLOPES=alibi_slopes,
-        SINK=sink,
-        CU_ROWS=_required(function, "cu_seqlens_q", cu_seqlens_q),
-        CU_KEYS=cu_seqlens_k,
-        USED_ROWS=seqused_q,
-        USED_KEYS=seqused_k,
-    )
+    cu_q = _required(function, "cu_seqlens_q", cu_seqlens_q)
+    arrays = _arrays(q, k, v, _PACKED, cu_q, cu_seqlens_k, alibi_slopes, sink, seqused_q, seqused_k)
     return _attend(
         function,
         arrays,
@@ -547,21 +565,9 @@ def flash_attn_with_kvcache(
     framework = frameworks.of(q, function, "q")
     sink = _same(function, "learnable_sink, s_aux", learnable_sink, s_aux)
     length = integer(function, "cache_seqlens", cache_seqlens) if isinstance(cache_seqlens, numbers.Integral) else None
-    arrays = _arrays(
-        Q=q,
-        K=k_cache,
-        V=v_cache,
-        NEW_K=k,
-        NEW_V=v,
-        COS=rotary_cos,
-        SIN=rotary_sin,
-        LENGTHS=None if length is not None else cache_seqlens,
-        CACHE_ROWS=cache_batch_idx,
-        LEFTPAD=cache_leftpad,
-        PAGES=block_table,
-        SLOPES=alibi_slopes,
-        SINK=sink,
-    )
+    lengths = None if length is not None else cache_seqlens
+    others = (k, v, rotary_cos, rotary_sin, lengths, cache_batch_idx, cache_leftpad, block_table, alibi_slopes, sink)
+    arrays = _arrays(q, k_cache, v_cache, _CACHED, *others)
     left, right = _window(function, window_size)
     options = Options(
         scale=None if softmax_scale is None else number(function, "softmax_scale", softmax_scale),

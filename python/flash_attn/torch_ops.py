@@ -7,8 +7,6 @@ frameworks/torch.py go to run() without a detour through the dispatcher, which c
 
 from __future__ import annotations
 
-import os
-import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,7 +16,7 @@ from torch.autograd import forward_ad
 from flash_attn import _core, fold, namespaces
 from flash_attn.call import DTYPE_NAMES, DTYPES, Arrays, Options, Pass, Role
 from flash_attn.engine import FORWARD_ROLES, GRADIENTS, wants
-from flash_attn.frameworks.base import STRIDED
+from flash_attn.frameworks.base import STRIDED, on_main_thread
 
 CODES = {getattr(torch, name): code for name, code in DTYPES.items() if name != "bool_" and hasattr(torch, name)}
 BY_CODE = tuple(getattr(torch, DTYPE_NAMES.get(code, "uint8"), torch.uint8) for code in range(9))
@@ -60,8 +58,13 @@ class _Addresses:
             views.append((role, made))
         return views
 
-    def plain(self, arrays: Arrays) -> bool:
-        return all(type(x) in _EXACT for x in arrays.values())
+    def eager(self, arrays: Arrays) -> bool:
+        if any(watcher() for watcher in _WATCHERS):
+            return False
+        return all(type(x) in _EXACT and not (x.is_meta or x.is_neg()) for x in arrays.values())
+
+    def quick(self, *_: Any) -> None:
+        return None
 
     def check(self, function: str, pass_: int, arrays: Arrays, options: Options, written: int) -> None:
         _core.prepare(function, pass_, self._views(function, arrays, written), options)
@@ -80,24 +83,16 @@ class _Addresses:
 
 
 _EXACT = (torch.Tensor, torch.nn.Parameter)  # subclasses may hide anything: they take the dispatcher
+transforms = torch._C._functorch.peek_interpreter_stack
+_WATCHERS = (torch._C._len_torch_dispatch_stack, transforms, torch._C._get_tracing_state)
 EXCHANGE: Any = _Addresses()
 if hasattr(torch.Tensor, "__dlpack_c_exchange_api__"):
-    EXCHANGE = _core.Exchange(_EXACT, torch.empty_like, BY_CODE, "PyTorch")
-
-_main_thread = threading.main_thread().ident
-
-
-def _after_fork() -> None:
-    global _main_thread
-    _main_thread = threading.main_thread().ident
-
-
-os.register_at_fork(after_in_child=_after_fork)
+    EXCHANGE = _core.Exchange(_EXACT, torch.empty_like, BY_CODE, "PyTorch", _WATCHERS, torch.is_grad_enabled)
 
 
 def run(function: str, which: int, arrays: Arrays, options: Options, written: int = 0) -> Arrays:
     """One pass on plain tensors: what it wrote, by role. ``written``: bits of roles that are written in place."""
-    results = EXCHANGE.run(function, which, arrays, options, written, threading.get_ident() == _main_thread)
+    results = EXCHANGE.run(function, which, arrays, options, written, on_main_thread())
     if written:
         for role, tensor in arrays.items():
             if written >> role & 1 and not tensor.is_inference():
@@ -105,18 +100,9 @@ def run(function: str, which: int, arrays: Arrays, options: Options, written: in
     return results
 
 
-_dispatch_modes = torch._C._len_torch_dispatch_stack
-transforms = torch._C._functorch.peek_interpreter_stack
-_tracing = torch._C._get_tracing_state
-
-
 def is_eager(arrays: Arrays) -> bool:
     """Whether these are tensors with memory, and nobody is watching what is done with them."""
-    if _dispatch_modes() or transforms() is not None or forward_ad._current_level >= 0 or _tracing() is not None:
-        return False
-    if not EXCHANGE.plain(arrays):
-        return False
-    return all(not (x.is_meta or x.is_neg()) for x in arrays.values())
+    return forward_ad._current_level < 0 and EXCHANGE.eager(arrays)
 
 
 def materialised(arrays: Arrays) -> Arrays:

@@ -8,6 +8,7 @@ model = AutoModelForCausalLM.from_pretrained(path, attn_implementation="flash_at
 from __future__ import annotations
 
 import functools
+import inspect
 from typing import Any
 
 import torch
@@ -64,25 +65,45 @@ def attention_mask(
     allow_is_bidirectional_skip: bool = False,
     **kwargs: Any,
 ) -> torch.Tensor | None:
-    """The mask that `attention` gets: None where causal says all, (batch, kv) bool where padding is all there is to add, else the
-    (batch, 1, q, kv) bool of transformers' own "sdpa", which says everything."""
+    """The mask that `attention` gets: None where causal says all; (batch, kv) bool where padding is all there is to add; (batch, kv) or
+    (1, 1) int32 where a causal window is, whose size its elements are, 0 being padding: not all models say to `attention` which of
+    their layers slide; else the (batch, 1, q, kv) bool of transformers' own "sdpa", which says everything."""
     from transformers import masking_utils
 
     causal = mask_function is None or mask_function is masking_utils.causal_mask_function
+    window = None if causal or torch.compiler.is_compiling() else _causal_window(mask_function)
     sizes = (q_length, kv_length, q_offset, kv_offset)
-    aligned = all(isinstance(n, int) for n in sizes) and q_offset + q_length == kv_offset + kv_length
-    if causal and aligned and allow_is_causal_skip:
+    end = kv_offset + kv_length
+    aligned = all(isinstance(n, int) for n in sizes) and q_offset + q_length == end
+    if (causal or window is not None) and aligned and allow_is_causal_skip:
+        slides = window is not None and kv_length > window
         if attention_mask is None:
-            return None
-        if attention_mask.dim() == 2 and attention_mask.shape[1] >= kv_length:
-            mask = attention_mask[:, -kv_length:].to(torch.bool)
-            return mask if torch.compiler.is_compiling() or not mask.all() else None
+            return torch.full((1, 1), window, dtype=torch.int32, device=kwargs.get("device")) if slides else None
+        if attention_mask.dim() == 2 and attention_mask.shape[1] >= end:
+            mask = attention_mask[:, kv_offset:end].to(torch.bool)
+            if not torch.compiler.is_compiling() and mask.all():
+                mask = mask[:1, :1] if slides else None
+            return mask * torch.tensor(window, dtype=torch.int32, device=mask.device) if slides else mask
     given = {} if mask_function is None else {"mask_function": mask_function}
     return masking_utils.sdpa_mask(
         batch_size=batch_size, q_length=q_length, kv_length=kv_length, q_offset=q_offset, kv_offset=kv_offset,
         attention_mask=attention_mask, allow_is_causal_skip=False, allow_is_bidirectional_skip=allow_is_bidirectional_skip,
         **given, **kwargs,
     )  # fmt: skip
+
+
+def _causal_window(mask_function: Any) -> int | None:
+    """The size of the window, if this is transformers' causal sliding window and nothing else."""
+    from transformers import masking_utils
+
+    variables = inspect.getclosurevars(mask_function).nonlocals if inspect.isfunction(mask_function) else {}
+    overlay, *others = variables.get("mask_functions", (None,))
+    if (
+        others != [masking_utils.causal_mask_function]
+        or getattr(overlay, "__qualname__", "") != "sliding_window_overlay.<locals>.inner_mask"
+    ):
+        return None
+    return inspect.getclosurevars(overlay).nonlocals["sliding_window"]
 
 
 def attention(
@@ -115,6 +136,9 @@ def attention(
         out = interface.flash_attn_func(q, k, v, attn_bias=bias, **options)
         return out, None
     bias = position_bias
+    if attention_mask is not None and attention_mask.dtype == torch.int32:
+        sliding_window = sliding_window or int(attention_mask.max())
+        attention_mask = None if attention_mask.shape == (1, 1) else attention_mask
     if attention_mask is not None:
         padding = attention_mask[:, None, None, :].to(torch.bool)
         bias = padding if bias is None else torch.where(padding, bias, float("-inf"))

@@ -4,6 +4,7 @@
 
 #include <array>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include "bindings/shared.h"
@@ -52,10 +53,6 @@ DeviceKind device_kind(const DLTensor& t) {
   return DeviceKind::cpu;  // 1, and 3: pinned host memory
 }
 
-// Roles that kernels read through strides; all others are contiguous (frameworks/base.py, STRIDED).
-constexpr uint64_t STRIDED = bit(Role::q) | bit(Role::k) | bit(Role::v) | bit(Role::out) | bit(Role::dout) | bit(Role::dq) | bit(Role::dk) |
-                             bit(Role::dv) | bit(Role::bias) | bit(Role::new_k) | bit(Role::new_v) | bit(Role::pages);
-
 std::string text_of(nb::handle object) { return nb::cast<std::string>(nb::str(object)); }
 [[noreturn]] void refuse(Error::Kind kind, const Call& call, Role role, const std::string& message) {
   throw Error(kind, text("[", call.function, "] ", argument_name(call, role), ": ", message, "."));
@@ -64,9 +61,11 @@ std::string text_of(nb::handle object) { return nb::cast<std::string>(nb::str(ob
 class Exchange {
  public:
   // exact: the types whose objects are arrays with memory and nothing else; the first is the base of all. dtypes: the framework's, by
-  // DType.
-  Exchange(const nb::tuple& exact, const nb::object& empty_like, const nb::tuple& dtypes, const std::string& framework)
-      : exact_(exact), empty_like_(empty_like), dtypes_(dtypes), name_(framework) {
+  // DType. watchers: functions that say something true while somebody watches what is done with arrays. grad_enabled: one that says
+  // whether operations are recorded for gradients.
+  Exchange(const nb::tuple& exact, const nb::object& empty_like, const nb::tuple& dtypes, const std::string& framework,
+           const nb::tuple& watchers, const nb::object& grad_enabled)
+      : exact_(exact), empty_like_(empty_like), dtypes_(dtypes), name_(framework), watchers_(watchers), grad_enabled_(grad_enabled) {
     const nb::object capsule = nb::getattr(exact[0], "__dlpack_c_exchange_api__");
     table_ = static_cast<const ExchangeTable*>(PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
     if (!table_) throw nb::python_error();
@@ -77,45 +76,54 @@ class Exchange {
   // Runs a pass on {role: array}; returns {role: array} of what it wrote. `written`: bits of roles that are to be written in place.
   nb::dict run(const std::string& function, int pass, const nb::dict& arrays, const nb::tuple& options, uint64_t written,
                bool main_thread) {
-    Taken taken = take(function, pass, arrays, options, written);
-    const Plan plan = prepare(taken.call, device_of(taken.call));
+    Taken taken = take(function.c_str(), pass, arrays, options_of(options), written);
     nb::dict results;
-    for (const Output& o : outputs_of(plan.problem, taken.call)) {
-      const nb::int_ role(static_cast<int>(o.role));
-      if (taken.call[o.role]) {
-        results[role] = arrays[role];
-        continue;
-      }
-      nb::object array = allocate(taken, o);
-      taken.call[o.role] = view(taken.call, o.role, array.ptr());
-      results[role] = array;
-    }
-    std::vector<void*> temporaries;
-    for (const Temporary& t : wanted_temporaries(plan)) {
-      taken.copies.push_back(allocate(taken, Output{Role::COUNT, t.dtype, {t.count}}));
-      temporaries.push_back(view(taken.call, Role::COUNT, taken.copies.back().ptr()).data);
-    }
-    const Stream stream = stream_of(taken.call[first_role(taken.call)].place);
-    {
-      nb::gil_scoped_release released;
-      execute(plan, taken.call, temporaries, stream, main_thread ? interrupted : nullptr);
-    }
+    perform(taken, main_thread, [&](Role role, nb::object array) { results[nb::int_(static_cast<int>(role))] = std::move(array); });
     return results;
+  }
+
+  // What most calls are: a pass of eager arrays with options of Python's own types, and without a gradient that would have to be
+  // recorded. Returns what run() returns, without the roles. None where anything is unusual: the long way finds out what; () where
+  // a forward pass is to be recorded and nothing else is unusual.
+  nb::object quick(const char* function, int pass, const nb::dict& arrays, const nb::tuple& values, bool main_thread) const {
+    if (!usual(values)) return nb::none();
+    const Options options = options_of(values);
+    if (options.wants != 0 || (options.dropout != 0 && !arrays.contains(nb::int_(static_cast<int>(Role::seed))))) return nb::none();
+    if (!eager(arrays)) return nb::none();
+    if (is_true(nb::steal(PyObject_CallNoArgs(grad_enabled_.ptr())))) {
+      if (static_cast<Pass>(pass) != Pass::forward) return nb::none();
+      unsigned recorded = 0;
+      PyObject *key, *object;
+      for (Py_ssize_t at = 0; PyDict_Next(arrays.ptr(), &at, &key, &object);)
+        if (is_true(nb::steal(PyObject_GetAttr(object, requires_grad_.ptr())))) recorded |= 1u << PyLong_AsLong(key);
+      if (recorded & (bit(Role::bias) | bit(Role::sink))) return nb::none();
+      if (recorded) return nb::tuple();
+    }
+    Taken taken = take(function, pass, arrays, options, 0);
+    if (taken.call[Role::dout] && taken.call[Role::dout].dtype != taken.call[Role::q].dtype) return nb::none();
+    nb::list results;
+    perform(taken, main_thread, [&](Role, nb::object array) { results.append(std::move(array)); });
+    return nb::tuple(results);
   }
 
   // All checks of a pass, and nothing else.
   void check(const std::string& function, int pass, const nb::dict& arrays, const nb::tuple& options, uint64_t written) {
-    const Taken taken = take(function, pass, arrays, options, written);
+    const Taken taken = take(function.c_str(), pass, arrays, options_of(options), written);
     prepare(taken.call, device_of(taken.call));
   }
 
-  // Whether all arrays are of the exact types: others may hide anything, and belong to the framework's dispatcher.
-  bool plain(const nb::dict& arrays) const {
+  // Whether these are arrays with memory, and nobody is watching what is done with them. Types that are not exact may hide anything;
+  // a lazy negation, which views of complex arrays can carry, is read by no kernel. All that belongs to the framework's dispatcher.
+  bool eager(const nb::dict& arrays) const {
+    for (nb::handle watcher : watchers_)
+      if (is_true(nb::steal(PyObject_CallNoArgs(watcher.ptr())))) return false;
     PyObject *key, *object;
     for (Py_ssize_t at = 0; PyDict_Next(arrays.ptr(), &at, &key, &object);) {
       bool found = false;
       for (nb::handle type : exact_) found = found || reinterpret_cast<PyObject*>(Py_TYPE(object)) == type.ptr();
-      if (!found) return false;
+      if (!found || is_true(nb::steal(PyObject_GetAttr(object, is_meta_.ptr()))) ||
+          is_true(nb::steal(PyObject_VectorcallMethod(is_neg_.ptr(), &object, 1, nullptr))))
+        return false;
     }
     return true;
   }
@@ -126,10 +134,10 @@ class Exchange {
     PyObject* objects[ROLES] = {};  // borrowed from the caller's dictionary
     std::vector<nb::object> copies;
   };
-  Taken take(const std::string& function, int pass, const nb::dict& arrays, const nb::tuple& options, uint64_t written) const {
-    Taken taken{Call(function.c_str(), static_cast<Pass>(pass)), {}, {}};
+  Taken take(const char* function, int pass, const nb::dict& arrays, const Options& options, uint64_t written) const {
+    Taken taken{Call(function, static_cast<Pass>(pass)), {}, {}};
     Call& call = taken.call;
-    call.options = options_of(options);
+    call.options = options;
     PyObject *key, *object;
     for (Py_ssize_t at = 0; PyDict_Next(arrays.ptr(), &at, &key, &object);) {
       const Role role = static_cast<Role>(PyLong_AsLong(key));
@@ -142,6 +150,34 @@ class Exchange {
       taken.objects[static_cast<int>(role)] = object;
     }
     return taken;
+  }
+  // Plans, allocates, runs; keep(role, array) of each output.
+  template <class Keep>
+  void perform(Taken& taken, bool main_thread, const Keep& keep) const {
+    const Plan plan = prepare(taken.call, device_of(taken.call));
+    for (const Output& o : outputs_of(plan.problem, taken.call)) {
+      nb::object array;
+      if (taken.call[o.role]) {
+        array = nb::borrow(taken.objects[static_cast<int>(o.role)]);
+      } else {
+        array = allocate(taken, o);
+        taken.call[o.role] = view(taken.call, o.role, array.ptr());
+      }
+      keep(o.role, std::move(array));
+    }
+    std::vector<void*> temporaries;
+    for (const Temporary& t : wanted_temporaries(plan)) {
+      taken.copies.push_back(allocate(taken, Output{Role::COUNT, t.dtype, {t.count}}));
+      temporaries.push_back(view(taken.call, Role::COUNT, taken.copies.back().ptr()).data);
+    }
+    const Stream stream = stream_of(taken.call[first_role(taken.call)].place);
+    nb::gil_scoped_release released;
+    execute(plan, taken.call, temporaries, stream, main_thread ? interrupted : nullptr);
+  }
+  static bool is_true(const nb::object& answer) {
+    const int truth = answer.ptr() ? PyObject_IsTrue(answer.ptr()) : -1;
+    if (truth < 0) throw nb::python_error();
+    return truth != 0;
   }
   static Role first_role(const Call& call) { return call[Role::q] ? Role::q : Role::new_k; }
 
@@ -209,7 +245,9 @@ class Exchange {
   nb::object empty_like_;
   nb::tuple dtypes_;
   std::string name_;
-  nb::str new_empty_{"new_empty"};
+  nb::tuple watchers_;
+  nb::object grad_enabled_;
+  nb::str new_empty_{"new_empty"}, requires_grad_{"requires_grad"}, is_meta_{"is_meta"}, is_neg_{"is_neg"};
   nb::tuple keywords_ = nb::make_tuple("dtype");
   const ExchangeTable* table_ = nullptr;
 };
@@ -217,11 +255,13 @@ class Exchange {
 
 void bind_exchange(nb::module_& m) {
   nb::class_<Exchange>(m, "Exchange")
-      .def(nb::init<nb::tuple, nb::object, nb::tuple, std::string>(), nb::arg("exact"), nb::arg("empty_like"), nb::arg("dtypes"),
-           nb::arg("framework"))
+      .def(nb::init<nb::tuple, nb::object, nb::tuple, std::string, nb::tuple, nb::object>(), nb::arg("exact"), nb::arg("empty_like"),
+           nb::arg("dtypes"), nb::arg("framework"), nb::arg("watchers"), nb::arg("grad_enabled"))
       .def("run", &Exchange::run, nb::arg("function"), nb::arg("pass_"), nb::arg("arrays"), nb::arg("options"), nb::arg("written"),
            nb::arg("main_thread"))
+      .def("quick", &Exchange::quick, nb::arg("function"), nb::arg("pass_"), nb::arg("arrays"), nb::arg("values"), nb::arg("main_thread"))
       .def("check", &Exchange::check, nb::arg("function"), nb::arg("pass_"), nb::arg("arrays"), nb::arg("options"), nb::arg("written"))
-      .def("plain", &Exchange::plain, nb::arg("arrays"));
+      .def("eager", &Exchange::eager, nb::arg("arrays"));
+  bind_buffers(m);
 }
 }  // namespace fa::bindings

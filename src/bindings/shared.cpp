@@ -39,6 +39,36 @@ Options options_of(const nb::tuple& t) {
   return o;
 }
 
+bool usual(const nb::tuple& values) {
+  constexpr char KINDS[] = "fFbiifbibiiiissnbi";  // of each field of Options: float, float or None, bool, int, short int, None
+  if (values.size() != sizeof(KINDS) - 1) return false;
+  for (size_t i = 0; i < values.size(); i++) {
+    PyObject* value = PyTuple_GET_ITEM(values.ptr(), static_cast<Py_ssize_t>(i));
+    int overflow = 0;
+    switch (KINDS[i]) {
+      case 'F':
+        if (value == Py_None) break;
+        [[fallthrough]];
+      case 'f':
+        if (!PyFloat_CheckExact(value)) return false;
+        break;
+      case 'b':
+        if (!PyBool_Check(value)) return false;
+        break;
+      case 'i':
+      case 's': {
+        if (!PyLong_CheckExact(value)) return false;
+        const long long number = PyLong_AsLongLongAndOverflow(value, &overflow);
+        if (overflow != 0 || (KINDS[i] == 's' && number != static_cast<int>(number))) return false;
+        break;
+      }
+      default:
+        if (value != Py_None) return false;
+    }
+  }
+  return true;
+}
+
 bool interrupted() {
   nb::gil_scoped_acquire gil;
   return PyErr_CheckSignals() != 0;

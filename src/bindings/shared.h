@@ -7,6 +7,12 @@
 namespace fa::bindings {
 // flash_attn/call.py lists the same names in the same order.
 Options options_of(const nanobind::tuple& values);
+// Whether all values are of Python's own types, whole numbers fit and what only few calls have is not there: no cache length. What is
+// not, callers leave to the checks written in Python.
+bool usual(const nanobind::tuple& values);
+// Roles that kernels read through strides; all others are contiguous (frameworks/base.py, STRIDED).
+constexpr uint64_t STRIDED = bit(Role::q) | bit(Role::k) | bit(Role::v) | bit(Role::out) | bit(Role::dout) | bit(Role::dq) | bit(Role::dk) |
+                             bit(Role::dv) | bit(Role::bias) | bit(Role::new_k) | bit(Role::new_v) | bit(Role::pages);
 // Views by role, [(role, View)], become the arrays of a call.
 void set_arrays(Call& call, const nanobind::list& arrays);
 // Whether rows (or only the last axis) lie without gaps.
@@ -20,4 +26,5 @@ nanobind::list launches_of(const Plan& plan);
 void bind_exchange(nanobind::module_& m);
 void bind_gpu(nanobind::module_& m);
 void bind_launches(nanobind::module_& m);
+void bind_buffers(nanobind::module_& m);
 }  // namespace fa::bindings

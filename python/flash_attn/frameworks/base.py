@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from typing import Any
 
 from flash_attn import _core
 from flash_attn.call import DTYPE_NAMES, Arrays, Options, Role
+
+_main_thread = threading.main_thread().ident
+
+
+def _after_fork() -> None:
+    global _main_thread
+    _main_thread = threading.main_thread().ident
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
+def on_main_thread() -> bool:
+    """Whether this is the thread that signals such as Ctrl-C are handled on."""
+    return threading.get_ident() == _main_thread
 
 
 class Framework:
@@ -52,6 +68,11 @@ class Framework:
         """A SEED array, uint32[4] or int64[2], drawn from the framework's own generator."""
         raise NotImplementedError
 
+    def quick(self, function: str, arrays: Arrays, values: tuple[Any, ...], with_lse: bool) -> tuple[Any, Any] | None:
+        """(out, lse or anything) of a call like most, or None: then the long way, which converts and checks options, is to be taken.
+        `values`: the options as the user gave them, in the order of Options. A small attention takes less time than the long way."""
+        return None
+
     def attention(self, function: str, arrays: Arrays, options: Options) -> tuple[Any, Any, Any]:
         """(out, lse, probabilities or None), differentiable by the framework's autograd if it has one."""
         raise NotImplementedError
@@ -85,7 +106,7 @@ class Framework:
             given = arrays.get(role)
             results[role] = self.empty(shape, code, like) if given is None else given
         outputs = [(role, self.view(array, writable=True)) for role, array in results.items()]
-        _core.run(prepared, outputs, threading.get_ident() == threading.main_thread().ident)
+        _core.run(prepared, outputs, on_main_thread())
         return results
 
     def describe_dtype(self, array: Any) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 
 from flash_attn import _core, engine
 from flash_attn.call import DTYPE_NAMES, DTYPES, Arrays, Options
-from flash_attn.frameworks.base import Framework
+from flash_attn.frameworks.base import Framework, on_main_thread
 from flash_attn.namespaces import Namespace
 
 _CODES: dict[np.dtype, int] = {np.dtype(name): code for name, code in DTYPES.items() if name not in ("bfloat16", "bool_")}
@@ -24,6 +24,9 @@ def _bfloat16() -> np.dtype:
 class _Namespace(Namespace):
     def dtype(self, dtype: Any) -> Any:
         return _bfloat16() if dtype == "bfloat16" else dtype
+
+
+_quick = _core.Buffers(np.ndarray, np.empty, tuple(np.dtype("V" if n in (0, 2) else DTYPE_NAMES[n]) for n in range(9))).quick
 
 
 class NumPy(Framework):
@@ -61,6 +64,9 @@ class NumPy(Framework):
         seed = generator.integers(0, 2**32, 4, dtype=np.uint32)
         seed[2:] = 0
         return seed
+
+    def quick(self, function: str, arrays: Arrays, values: tuple[Any, ...], with_lse: bool) -> tuple[Any, Any] | None:
+        return _quick(function, arrays, values, on_main_thread())
 
     def attention(self, function: str, arrays: Arrays, options: Options) -> tuple[Any, Any, Any]:
         return engine.forward(self, function, arrays, options)

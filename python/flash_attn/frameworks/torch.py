@@ -11,7 +11,7 @@ from torch.autograd import forward_ad
 from flash_attn import _core, torch_ops
 from flash_attn.call import DTYPES, Arrays, Options, Pass, Role
 from flash_attn.engine import FORWARD_ROLES, GRADIENTS
-from flash_attn.frameworks.base import Framework
+from flash_attn.frameworks.base import Framework, on_main_thread
 
 _FLOATS = frozenset({torch.float16, torch.bfloat16, torch.float32})
 _GRADIENT_OF = {source: gradient for gradient, source in GRADIENTS.items()}
@@ -19,6 +19,7 @@ _CACHE_ARGUMENTS = (Role.NEW_K, Role.NEW_V, Role.COS, Role.SIN)
 _Q, _K, _V, _BIAS, _SINK, _OUT, _LSE, _DOUT, _DLSE = (
     Role.Q, Role.K, Role.V, Role.BIAS, Role.SINK, Role.OUT, Role.LSE, Role.DOUT, Role.DLSE
 )  # fmt: skip
+_FORWARD, _BACKWARD = Pass.FORWARD, Pass.BACKWARD
 _is_compiling, _is_grad_enabled = torch.compiler.is_compiling, torch.is_grad_enabled
 _any_autocast = getattr(torch._C, "_is_any_autocast_enabled", lambda: True)
 _legacy_batched = getattr(torch._C._functorch, "is_legacy_batchedtensor", lambda x: False)  # torch.autograd.grad(is_grads_batched=True)
@@ -58,6 +59,15 @@ class Torch(Framework):
         drawn = torch.randint(0, 2**63 - 1, (1,), dtype=torch.int64, device=like.device)
         return drawn * torch.arange(1, -1, -1, device=like.device)  # offset 0
 
+    def quick(self, function: str, arrays: Arrays, values: tuple[Any, ...], with_lse: bool) -> tuple[Any, Any] | None:
+        if _is_compiling() or forward_ad._current_level >= 0 or _any_autocast():
+            return None
+        found = torch_ops.EXCHANGE.quick(function, _FORWARD, arrays, values, on_main_thread())
+        if found != ():
+            return found
+        results = _apply((function, values, arrays, with_lse), arrays[_Q], arrays[_K], arrays[_V])
+        return results if with_lse else (results, None)
+
     def attention(self, function: str, arrays: Arrays, options: Options) -> tuple[Any, Any, Any]:
         if _is_compiling():
             return _traced(function, _cast(arrays, arrays[_Q]), options)
@@ -69,7 +79,7 @@ class Torch(Framework):
             q, k, v, bias, sink = arrays[_Q], arrays[_K], arrays[_V], arrays.get(_BIAS), arrays.get(_SINK)
             some = bias is not None or sink is not None
             if q.requires_grad or k.requires_grad or v.requires_grad or (some and _requires_grad(bias, sink)):
-                results = _apply(function, options, arrays, q, k, v, *((bias, sink) if some else ()))
+                results = _apply((function, options, arrays, True), q, k, v, *((bias, sink) if some else ()))
                 return results if len(results) == 3 else (*results, None)
         out, lse, *probabilities = _run(function, Pass.FORWARD, arrays, options).values()
         return out, lse, probabilities[0] if probabilities else None
@@ -174,27 +184,35 @@ def _formula(function: str, arrays: Arrays, options: Options) -> tuple[Any, Any,
 class _Attention(torch.autograd.Function):
     # q, k, v and, if one of them is there, the bias and the sink are arguments; the rest of the arrays has no gradient
     @staticmethod
-    def forward(ctx: Any, function: str, options: Options, arrays: Arrays, *_: Any) -> tuple[Any, ...]:
-        results = tuple(_run(function, Pass.FORWARD, arrays, options).values())
-        ctx.call = function, options, (*arrays, _OUT, _LSE)
-        ctx.set_materialize_grads(False)
+    def forward(ctx: Any, call: tuple[str, tuple[Any, ...], Arrays, bool], *_: Any) -> Any:
+        function, options, arrays, with_lse = call
+        results = tuple(_run(function, _FORWARD, arrays, options).values())
+        ctx.call = function, options, (*arrays, _OUT, _LSE), with_lse
         ctx.save_for_backward(*arrays.values(), *results[:2])
+        if not with_lse:
+            return results[0]
+        ctx.set_materialize_grads(False)
         if len(results) > 2:
             ctx.mark_non_differentiable(results[2])
         return results
 
     @staticmethod
-    def backward(ctx: Any, dout: Any, dlse: Any, *_: Any) -> tuple[Any, ...]:
-        function, options, roles = ctx.call
+    def backward(ctx: Any, dout: Any, dlse: Any = None, *_: Any) -> tuple[Any, ...]:
+        function, options, roles, has_lse = ctx.call
         arrays = dict(zip(roles, ctx.saved_tensors))
-        needed = {}
-        if len(ctx.needs_input_grad) > 6:
-            needed = {role: _GRADIENT_OF[role] for role, needs in zip((_BIAS, _SINK), ctx.needs_input_grad[6:]) if needs}
-        found = torch_ops.gradients(function, arrays, options, dout, dlse, needed, _backward)
-        dq, dk, dv = found[Role.DQ], found[Role.DK], found[Role.DV]
-        if len(ctx.needs_input_grad) > 6:
-            return None, None, None, dq, dk, dv, *(found.get(needed.get(role)) for role in (_BIAS, _SINK))
-        return None, None, None, dq, dk, dv
+        others = ctx.needs_input_grad[4:]  # bias, sink
+        if dlse is None and dout is not None and not others and forward_ad._current_level < 0 and not _legacy_batched(dout):
+            arrays[_DOUT] = dout
+            found = torch_ops.EXCHANGE.quick(function, _BACKWARD, arrays, options, on_main_thread())
+            if found is not None:
+                return None, *found
+        if not has_lse and _is_grad_enabled():  # an lse that was no result is a constant to autograd: second order needs one that is not
+            again = {role: arrays[role] for role in roles[:-2]}
+            arrays[_OUT], arrays[_LSE] = _apply((function, options, again, True), arrays[_Q], arrays[_K], arrays[_V])
+        needed = {role: _GRADIENT_OF[role] for role, needs in zip((_BIAS, _SINK), others) if needs}
+        found = torch_ops.gradients(function, arrays, Options(*options), dout, dlse, needed, _backward)
+        gradients = None, found[Role.DQ], found[Role.DK], found[Role.DV]
+        return (*gradients, *(found.get(needed.get(role)) for role in (_BIAS, _SINK))) if others else gradients
 
 
 # Without the part of Function.apply() that is written in Python and is for torch.func, which _eager() has excluded.
