@@ -24,7 +24,7 @@ from building import ROOT, build, configure
 
 FOLDER = ROOT / "build" / "mutants"
 TREE, BUILD = FOLDER / "tree", FOLDER / "build"
-SECONDS = 60  # for one fault: a run without one takes a fraction
+SECONDS = 60, 600  # of a run with a fault, and of one without, which takes a fraction on an idle machine
 DECLARATION = 'extern "C" volatile int flash_attn_fault;\n'
 DEFINITION = DECLARATION + 'extern "C" __attribute__((visibility("default"))) volatile int flash_attn_fault = 0;\n'
 
@@ -186,14 +186,14 @@ def judge_unseen(target, case, rows: slice = slice(0), keys: slice = slice(0)):
     return run
 
 
-def noticed(checks: Checks, switch: ctypes.c_int, number: int) -> str | None:
+def noticed(checks: Checks, switch: ctypes.c_int, number: int, seconds: int) -> str | None:
     """How a fault shows, or None; in a process of its own, because it may crash or never end."""
     read, wrote = os.pipe()
     child = os.fork()
     if child == 0:
         os.close(read)
         try:
-            signal.alarm(SECONDS)
+            signal.alarm(seconds)
             os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
             switch.value = number
             os.write(wrote, (checks.first_failure() or "").encode()[:2000])
@@ -224,16 +224,17 @@ def main() -> int:
     assert Path(flash_attn.__file__).is_relative_to(TREE), flash_attn.__file__
     checks = Checks()
     start = time.monotonic()
-    wrong = noticed(checks, switch, 0)
+    wrong = noticed(checks, switch, 0, SECONDS[1])
     assert wrong is None, f"without any fault: {wrong}"
-    print(f"{len(checks.runs)} checks, {time.monotonic() - start:.1f} s without a fault", flush=True)
+    healthy = time.monotonic() - start
+    print(f"{len(checks.runs)} checks, {healthy:.1f} s without a fault", flush=True)
 
     missed, tried = [], 0
     for number, (file, old, new) in enumerate(planted, 1):
         if sys.argv[1:] and not any(word in file or word in old for word in sys.argv[1:]):
             continue
         tried += 1
-        found = noticed(checks, switch, number)
+        found = noticed(checks, switch, number, max(SECONDS[0], int(4 * healthy)))
         text = re.sub(r"\s+", " ", old)
         print(f"{'noticed' if found else 'MISSED '} {file}: {text} -> {new}   {(found or '')[:100]}", flush=True)
         if not found:

@@ -178,8 +178,7 @@ NB_MODULE(_core, m) {
         for (const Temporary& t : p.plan.temporaries) bytes += t.count * element_bytes(t.dtype);
         return bytes;
       });
-  m.def("prepare", prepare_call, nb::arg("function"), nb::arg("pass_"), nb::arg("arrays"), nb::arg("options"),
-        nb::arg("plain") = false);
+  m.def("prepare", prepare_call, nb::arg("function"), nb::arg("pass_"), nb::arg("arrays"), nb::arg("options"), nb::arg("plain") = false);
   m.def("run", run_prepared, nb::arg("prepared"), nb::arg("outputs"), nb::arg("main_thread"), nb::arg("temporaries") = nb::list(),
         nb::arg("stream") = 0);
   m.def("describe", [](const std::string& function, int pass, const nb::list& arrays, const nb::tuple& options) {

@@ -42,7 +42,8 @@ struct Problem {
 
 // Shapes, strides, dtypes and options; reads no array, so it works on fake and traced ones. Throws Error.
 Problem describe(const Call& call);
-// Memory, and values inside lengths, cumulative lengths and page tables, which must be readable here; before anything is written. Throws Error.
+// Memory, and values inside lengths, cumulative lengths and page tables, which must be readable here; before anything is written. Throws
+// Error.
 void check_values(const Call& call, const Problem& problem);
 // The part of it that reads only addresses: arrays have memory, aligned to their elements.
 void check_memory(const Call& call, const Problem& problem);
