@@ -89,9 +89,10 @@ class NumPyTarget:
 
 TARGETS: list[Target] = [NumPyTarget()]
 if importlib.util.find_spec("mlx") is not None:
+    from target_metal import MetalTarget
     from target_mlx import MLXTarget
 
-    TARGETS.append(MLXTarget())
+    TARGETS += [MLXTarget(), MetalTarget()]
 if importlib.util.find_spec("torch") is not None:
     import torch
 

@@ -8,7 +8,7 @@ import pytest
 import cases
 import reference
 from flash_attn import formula, philox
-from flash_attn.frameworks.base import Framework
+from flash_attn.frameworks.numpy import NumPy
 from judge import try_backward, try_forward, try_kvcache
 from targets import NumPyTarget
 from tolerance import DTYPES
@@ -23,18 +23,21 @@ def small_blocks(monkeypatch):
     monkeypatch.setattr(formula, "MIN_BLOCK_ROWS", 8)
 
 
-class TracedNumPyTarget(NumPyTarget):
-    """NumPy arrays as if their values could not be had."""
+def traced():
+    """Inside, NumPy arrays are as if their values could not be had."""
+    return mock.patch.multiple(NumPy, traced=lambda self, arrays: True, quick=lambda self, *call: None)
 
+
+class TracedNumPyTarget(NumPyTarget):
     def forward(self, case, arrays):
-        with mock.patch.object(Framework, "traced", lambda self, arrays: True):
+        with traced():
             return super().forward(case, arrays)
 
 
 def check(target, case):
     try_forward(target, case)
     if not case.page:  # caches have no backward
-        with mock.patch.object(Framework, "traced", lambda self, arrays: True):
+        with traced():
             try_backward(target, case)
 
 
