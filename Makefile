@@ -37,6 +37,7 @@ install: $(VENV)/.tools
 	tools/prerequisites.sh googletest
 	$(PIP) install -q --no-build-isolation ".[mlx,test]" --config-settings=build-dir=$(BUILD) \
 	  --config-settings=cmake.define.FLASH_ATTN_TESTS=ON --config-settings=cmake.define.FLASH_ATTN_WERROR=ON
+	$(PIP) install -q --no-deps -r tests/clients.txt
 
 examples:
 	@for program in examples/mlx/*.py; do echo "== $$program"; $(BIN)/python $$program || exit 1; done
