@@ -96,7 +96,7 @@ def machine(tmp_path_factory):
         subprocess.run(command, check=True)
     environment = os.environ | {
         "LD_LIBRARY_PATH": str(folder),
-        "PYTHONPATH": os.pathsep.join(map(str, (HERE / "cuda_emulator", HERE, Path(_core.__file__).parent.parent))),
+        "PYTHONPATH": os.pathsep.join(map(str, (HERE / "cuda_emulator", HERE, HERE.parent / "tools", Path(_core.__file__).parent.parent))),
         "FLASH_ATTENTION_NVRTC": str(folder / "libnvrtc.so"),
         "FLASH_ATTENTION_CACHE": str(folder / "cache"),
         "FAKE_CUDA_ARCH": "90",
