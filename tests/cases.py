@@ -268,6 +268,7 @@ edges = [
     # rows without keys, and tile borders that every feature must respect
     Case(batch=1, rows=97, keys=30, causal=True, sink=True),
     Case(batch=1, rows=97, keys=30, causal=True, dropout=0.3),
+    Case(batch=1, heads=1, dim=18, scale=1.0, dropout=0.5, lengths=((2, 1), (93, 2)), spread=3.0),  # probabilities of exactly 1
     Case(batch=1, rows=97, keys=30, causal=True, alibi="h", softcap=2.0),
     Case(batch=1, rows=97, keys=97, window=(3, 2), bias="bhqk"),
     Case(batch=1, rows=40, keys=200, window=(3, 2)),

@@ -222,7 +222,7 @@ void Planner::after_forward() {
   clear({Role::out, Role::lse});
   if (!problem.wanted(Role::probabilities)) return;
   plain("probabilities.cuh", "probabilities", longest_rows(PLAIN_WARPS, PLAIN_WARPS),
-        {Role::q, Role::k, Role::lse, Role::probabilities, Role::seed, Role::slopes, Role::bias});
+        {Role::q, Role::k, Role::probabilities, Role::seed, Role::slopes, Role::bias, Role::sink});
 }
 
 void Planner::delta() {

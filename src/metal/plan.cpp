@@ -199,9 +199,7 @@ void Planner::after_forward() {
   const ParamsT<double>& p = problem.params;
   Launch& l = launch("plain.metal", "probabilities", divide_up(problem.max_rows, PLAIN_SIMDGROUPS), p.heads, p.batch, PLAIN_SIMDGROUPS);
   elements_and_values(l);
-  reads(l, {Role::q, Role::k});
-  l.arguments.push_back(Argument{Role::lse, Source{Role::lse, -1}});
-  reads(l, {Role::seed, Role::slopes, Role::bias});
+  reads(l, {Role::q, Role::k, Role::seed, Role::slopes, Role::bias, Role::sink});
   reads_places(l);
   writes(l, {Role::probabilities});
 }

@@ -90,6 +90,15 @@ FA_FN bool kept(ParamsPointer p, Seed seed, Head h, int row, int key) {
   return true;
 }
 
+// The score of a row that is loaded and a key that is not.
+template <class K, class Bias, class P>
+FA_FN float score_of_key(Place place, ParamsPointer p, Sequence s, Head h, DimPiece row, K k, RowStrides ks, P places, Bias bias, int i,
+                         int j) {
+  const Int64 at = key_offset(ks.rows, s, p->page_size, places.pages, j, h.kv_head);
+  const float dot = product<FA_DIM>(row, load_piece<FA_DIM>(k, at, ks.step, p->dim, place));
+  return element_score(p, s, h, bias, dot, i, j);
+}
+
 template <class Q, class K, class V, class Out, class Lse, class SeedArray, class Slopes, class Bias, class Sink, class P, class SQ,
           class SK, class SV>
 FA_FN void forward_plain(Place place, ParamsPointer p, Q q, K k, V v, Out out, Lse lse, SeedArray seed_array, Slopes slopes, Bias bias,
@@ -109,9 +118,7 @@ FA_FN void forward_plain(Place place, ParamsPointer p, Q q, K k, V v, Out out, L
       const DimPiece row = load_piece<FA_DIM>(q, row_offset(qs.rows, s, i, h.head), qs.step, p->dim, place);
       const Interval<int> keys = visible_keys(s.mask, i);
       for (int j = keys.first; j < keys.end; j++) {
-        const Int64 at = key_offset(ks.rows, s, p->page_size, places.pages, j, h.kv_head);
-        const float dot = product<FA_DIM>(row, load_piece<FA_DIM>(k, at, ks.step, p->dim, place));
-        const float x = element_score(p, s, h, bias, dot, i, j);
+        const float x = score_of_key(place, p, s, h, row, k, ks, places, bias, i, j);
         if (!hides(x)) {
           const Softmax<float> next = advance(state, x * unit);
           const float e = probability(x, unit, next.max);
@@ -271,9 +278,10 @@ FA_FN void bias_gradient_plain(Place place, ParamsPointer p, Q q, K k, V v, DOut
   }
 }
 
-// S_dmask: exp(score - lse), the sign bit set where dropped; zeros where there is no row or key.
-template <class Q, class K, class Lse, class SeedArray, class Slopes, class Bias, class P, class SQ, class SK>
-FA_FN void probabilities(Place place, ParamsPointer p, Q q, K k, Lse lse, SeedArray seed_array, Slopes slopes, Bias bias, P places,
+// S_dmask: the normalised probabilities, the sign bit set where dropped; zeros where there is no row or key. By a softmax of its own: the
+// lse of another kernel has its own roundings, which the exponential of a large score shows.
+template <class Q, class K, class SeedArray, class Slopes, class Bias, class Sink, class P, class SQ, class SK>
+FA_FN void probabilities(Place place, ParamsPointer p, Q q, K k, SeedArray seed_array, Slopes slopes, Bias bias, Sink sink, P places,
                          device Element* to, SQ sq, SK sk) {
   const Sequence s = sequence_of(p, places, int(place.group.z));
   const Head h = head_of(p, s, int(place.group.y), slopes);
@@ -286,21 +294,28 @@ FA_FN void probabilities(Place place, ParamsPointer p, Q q, K k, Lse lse, SeedAr
   }
   const Int64 at = ((Int64(s.index) * p->heads + h.head) * p->mask.rows + i) * p->mask.keys;
   const bool exists = i < s.mask.rows;
-  const Interval<int> keys = visible_keys(s.mask, i);
+  const Interval<int> visible = visible_keys(s.mask, i);
+  const Interval<int> keys = exists ? visible : Interval<int>{0, 0};
   DimPiece row = zero_piece<FA_DIM>();
-  float reference = 0.0f, remainder = 0.0f;
   if (exists) {
     row = load_piece<FA_DIM>(q, row_offset(qs.rows, s, i, h.head), qs.step, p->dim, place);
-    reference = lse_reference(float(lse[h.lse + i]));
-    remainder = lse_remainder(float(lse[h.lse + i]));
+  }
+  Softmax<float> state = Softmax<float>{no_maximum(), 0.0f};
+  for (int j = keys.first; j < keys.end; j++) {
+    const float x = score_of_key(place, p, s, h, row, k, ks, places, bias, i, j);
+    if (!hides(x)) {
+      state = advance(state, x * unit);
+      state.sum += probability(x, unit, state.max);
+    }
+  }
+  if constexpr ((F & SINK) != 0) {
+    state = add_sink(state, float_at(sink, h.head));
   }
   for (int j = 0; j < p->mask.keys; j++) {
     float weight = 0.0f;
-    if (exists && j >= keys.first && j < keys.end) {
-      const Int64 from = key_offset(ks.rows, s, p->page_size, places.pages, j, h.kv_head);
-      const float dot = product<FA_DIM>(row, load_piece<FA_DIM>(k, from, ks.step, p->dim, place));
-      const float x = element_score(p, s, h, bias, dot, i, j);
-      weight = hides(x) ? 0.0f : saved_probability(x, unit, reference, remainder);
+    if (j >= keys.first && j < keys.end) {
+      const float x = score_of_key(place, p, s, h, row, k, ks, places, bias, i, j);
+      weight = hides(x) ? 0.0f : probability(x, unit, state.max) * inverse_sum(state);
     }
     const bool negative = exists && j < s.mask.keys && !kept(p, seed, h, i, j);
     if (place.lane == 0) {
@@ -327,5 +342,5 @@ FA_FN void probabilities(Place place, ParamsPointer p, Q q, K k, Lse lse, SeedAr
                           FA_ARRAY_DOUT, FA_ARRAY_LSE, FA_ARRAY_DELTA, FA_ARRAY_SEED, FA_ARRAY_SLOPES, FA_ARRAY_BIAS, FA_PLACES,   \
                           FA_ARRAY_DBIAS, fa_sums)
 #define FA_ENTRY_probabilities(lane, simdgroup, group, groups)                                                                 \
-  fa::probabilities(fa::place_of(lane, simdgroup, group, groups), fa::params_of(params), FA_ARRAY_Q, FA_ARRAY_K, FA_ARRAY_LSE, \
-                    FA_ARRAY_SEED, FA_ARRAY_SLOPES, FA_ARRAY_BIAS, FA_PLACES, FA_ARRAY_PROBABILITIES, FA_STRIDES_Q, FA_STRIDES_K)
+  fa::probabilities(fa::place_of(lane, simdgroup, group, groups), fa::params_of(params), FA_ARRAY_Q, FA_ARRAY_K, FA_ARRAY_SEED, \
+                    FA_ARRAY_SLOPES, FA_ARRAY_BIAS, FA_ARRAY_SINK, FA_PLACES, FA_ARRAY_PROBABILITIES, FA_STRIDES_Q, FA_STRIDES_K)
