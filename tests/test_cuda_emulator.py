@@ -17,6 +17,7 @@ from flash_attn import _core
 HERE = Path(__file__).resolve().parent
 pytestmark = [pytest.mark.skipif(sys.platform != "linux", reason="CUDA is found through Linux's loader"), pytest.mark.timeout(600)]
 
+ONE_STAGE = Case(dtype="float16", dim=160, batch=1, heads=1, rows=70, keys=150, causal=True)
 FORWARD = [
     Case(heads=4, kv_heads=2, dtype="bfloat16", dim=64, causal=True),
     Case(dtype="float16", dim=40, value_dim=72, alibi="bh", dropout=0.17, window=(31, 5)),
@@ -24,11 +25,13 @@ FORWARD = [
     Case(lengths=((5, 9), (0, 3), (37, 70)), tail=3, causal=True, dtype="bfloat16"),
     Case(used_rows=(9, 0), used_keys=(50, 70), chunk=16),
     Case(dtype="float64", bias="1h1k", dropout=0.3, offsets=(40, 3), sink=True, dim=24),
+    ONE_STAGE,
 ]
 BACKWARD = [
     Case(heads=4, kv_heads=2, dtype="bfloat16", causal=True),
     Case(dtype="float16", alibi="h", dropout=0.17, softcap=2.0, sink=True, bias="1h1k"),
     Case(lengths=((5, 9), (0, 3), (37, 40)), tail=3, window=(9, 4)),
+    Case(bias="bhqk", trend=0.5, rows=37, keys=109),
     Case(dtype="float64", bias="bhqk", dropout=0.3, sink=True, dim=24, rows=9, keys=20),
 ]
 CACHE = [
@@ -119,7 +122,7 @@ def test_kernels_compute(machine, job, case):
 
 def test_copies_may_come_early(machine):
     """A ring's next tile does not overwrite one that is still read."""
-    for job, case in (RUNS[0], RUNS[len(FORWARD)], RUNS[-len(CACHE)]):
+    for job, case in (RUNS[0], RUNS[len(FORWARD)], RUNS[-len(CACHE)], ("try_forward", ONE_STAGE)):
         machine(f"from judge import {job}\nfrom cases import CacheCase, Case\n{job}(Emulated(), {case!r})", EMULATOR_EAGER="1")
 
 

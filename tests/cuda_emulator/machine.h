@@ -1,6 +1,7 @@
 // CUDA's words on the CPU, one block at a time. A thread is a fiber that runs until it waits for its warp, some warps or its block: every
 // launch does the same each time, and a thread that waits for others that never come ends the process. Shared memory starts as NaNs.
-// cp.async copies when it is waited for, not before (EMULATOR_EAGER: at once), so that reading too early is seen.
+// cp.async copies when it is waited for, not before, so that reading too early is seen; the first warp runs as far ahead of the others as
+// barriers let it. EMULATOR_EAGER: copies happen at once, and the last warp leads, so that writing too early is seen.
 // Kernels' functions in inline assembly call the ones of the same name here (compile.py sees to that).
 #pragma once
 #include <ucontext.h>
@@ -57,6 +58,10 @@ struct Copy {
   int bytes, valid, group;
 };
 enum Wait { nothing, warp, some, block };
+inline bool eager() {
+  static const bool asked = std::getenv("EMULATOR_EAGER") != nullptr;
+  return asked;
+}
 struct Fiber {
   ucontext_t context;
   bool done;
@@ -90,6 +95,25 @@ inline bool release(int thread) {
   for (int t = first; t < end; t++) fibers[t].waits = nothing;
   return true;
 }
+// Runs a warp as far as it comes without the others.
+inline bool run_warp(int first, int& left) {
+  const int end = first + WARP < threads ? first + WARP : threads;
+  bool ran = false;
+  for (bool moves = true; moves;) {
+    moves = false;
+    for (int t = first; t < end; t++) {
+      if (fibers[t].done || fibers[t].waits != nothing) continue;
+      current = t, threadIdx = {static_cast<unsigned>(t), 0, 0};
+      swapcontext(&scheduler, &fibers[t].context);
+      moves = true;
+      left -= fibers[t].done;
+    }
+    for (int t = first; t < end; t++)
+      if (!fibers[t].done && fibers[t].waits != nothing) moves |= release(t);
+    ran |= moves;
+  }
+  return ran;
+}
 inline void run_block() {
   static char* const stacks = static_cast<char*>(std::malloc(STACK * MAX_THREADS));
   std::memset(shared, 0xff, sizeof shared);
@@ -105,13 +129,7 @@ inline void run_block() {
   }
   for (int left = threads; left > 0;) {
     bool moved = false;
-    for (int t = 0; t < threads; t++) {
-      if (fibers[t].done || fibers[t].waits != nothing) continue;
-      current = t, threadIdx = {static_cast<unsigned>(t), 0, 0};
-      swapcontext(&scheduler, &fibers[t].context);
-      moved = true;
-      left -= fibers[t].done;
-    }
+    for (int w = 0; w < threads; w += WARP) moved |= run_warp(eager() ? (threads - 1 - w) / WARP * WARP : w, left);
     for (int t = 0; t < threads; t++)
       if (!fibers[t].done && fibers[t].waits != nothing) moved |= release(t);
     if (!moved && left > 0) fault("threads wait for others that do not come");
@@ -159,9 +177,8 @@ inline void perform(const Copy& c) {
   std::memcpy(to, c.from, static_cast<size_t>(c.valid));
 }
 inline void copy(unsigned to, const void* from, int bytes, int valid) {
-  static const bool eager = std::getenv("EMULATOR_EAGER") != nullptr;
   const Copy c{to, from, bytes, valid, fibers[current].groups};
-  if (eager)
+  if (eager())
     perform(c);
   else
     fibers[current].copies.push_back(c);

@@ -1,8 +1,9 @@
 // Gradient of a float attn_bias, straight from semantics/: takes every call. Sums are float32 (float64 for float64) and have one order.
 // Tile     32 neighbours of attn_bias along the keys, or the one element that all keys share; 32 keys of one row at a time.
 // Who      a warp alone: lane l has key l, and elements l, l + 32, ... of the head dim.
-// Memory   registers; arrays are read in place, once more for each row of q that a warp takes.
-// Speed    bound by loads from L1: each feeds one multiply-add a lane. Slow where few elements of attn_bias share many rows.
+// Memory   registers; a warp's 4 KB of shared memory (8 for float64), through which lanes read their rows; arrays are read in place, once
+//          more for each row of q that a warp takes.
+// Speed    bound by loads from L1 and shared memory: each feeds one multiply-add a lane. Slow where few elements of attn_bias share many rows.
 //
 //   bias_gradient    dout, q, k, v, lse, delta -> dbias    grid: any, 1, 1
 #include "words/head.cuh"

@@ -1,7 +1,8 @@
 // Attention forward since Ampere, every feature: 16-bit inputs on tensor cores (mma.sync), float32 by multiply-adds.
 // Tile     FA_BM query rows x FA_BN keys; a warp owns FA_BM / (warps / FA_SPLIT) rows and, beyond head dim 256, 1 / FA_SPLIT of the columns.
 // Who      one block for a tile of rows of one head; all its warps walk the same keys, from the last visible block to the first.
-// Memory   Q once; K and V in a ring of two stages filled by cp.async one block ahead, one barrier a block; S and P in registers only.
+// Memory   Q once; K and V by cp.async: in a ring of two stages one block ahead, one barrier a block, or in one stage, where V comes during
+//          the first product and the next K during the second, two barriers a block. S and P in registers only.
 // Speed    docs/performance.md. The maximum moves only when a score exceeds it by LAZY (log2 units): the sums stay exact, and the
 //          output is rarely rescaled.
 #include "words/products.cuh"
@@ -9,6 +10,7 @@
 namespace fa::cuda {
 namespace {
 constexpr int BM = FA_BM, BN = FA_BN, DIM = FA_DIM, VALUE_DIM = FA_VALUE_DIM, WARPS = FA_WARPS, SPLIT = FA_SPLIT, THREADS = WARPS * 32;
+constexpr int STAGES = FA_STAGES;
 constexpr int ROWS = BM / (WARPS / SPLIT), COLUMNS = VALUE_DIM / SPLIT;     // of one warp
 constexpr int MT = ROWS / 16, NT = BN / 8, KT = DIM / 16, OT = COLUMNS / 8;  // tiles of its products
 static_assert(ROWS % 16 == 0 && BN % 16 == 0 && COLUMNS % 16 == 0);
@@ -117,7 +119,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, FA_BLOCKS)
     fill<THREADS>(q_panel, Interval<int>{0, rows}, p.dim, copy_width(a.q, p.q), rows_from(sequence, a.q, p.q, row0, head));
     fill_keys(end_block - 1, 0);
     commit();
-    fill_values(end_block - 1, 0);
+    if constexpr (STAGES == 2) fill_values(end_block - 1, 0);
   }
   commit();
 
@@ -129,14 +131,16 @@ extern "C" __global__ void __launch_bounds__(THREADS, FA_BLOCKS)
   const Tiles<QPanel> q = Tiles<QPanel>::straight(q_panel, warp_row);
   int stage = 0;
 #pragma unroll 1
-  for (int block = end_block - 1; block >= first_block; block--, stage ^= 1) {
+  for (int block = end_block - 1; block >= first_block; block--) {
     const bool begins = block == end_block - 1;
-    if (begins)
+    if (STAGES == 2 && begins)
       wait<1>();  // the first V may come during the first products
     else
       wait<0>();
-    __syncthreads();  // this block is there, and everybody has left the one before, whose stage is free
-    if (block > first_block) {
+    __syncthreads();  // what is needed is there, and everybody has left the block before, whose memory is free
+    if constexpr (STAGES == 1) {
+      fill_values(block, 0);
+    } else if (block > first_block) {
       fill_keys(block - 1, stage ^ 1);
       fill_values(block - 1, stage ^ 1);
     }
@@ -145,7 +149,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, FA_BLOCKS)
     const int key0 = block * BN;
     float s[MT][NT][4];
     products<KT>(s, q, Tiles<KPanel>::crossed(k_panel(stage), 0));
-    if (begins) {
+    if constexpr (STAGES == 1) {
+      wait<0>();
+      __syncthreads();
+      if (block > first_block) fill_keys(block - 1, 0);
+      commit();
+    } else if (begins) {
       wait<1>();
       __syncthreads();
     }
@@ -162,6 +171,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, FA_BLOCKS)
       for (int m = 0; m < MT; m++) operand(weights[m], s[m][2 * step], s[m][2 * step + 1]);
       accumulate(state.out, weights, v, step * 16, first_tile);
     }
+    if constexpr (STAGES == 2) stage ^= 1;
   }
 
   // finish

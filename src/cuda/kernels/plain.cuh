@@ -2,8 +2,8 @@
 // one order. Its gradients: plain_gradient.cuh.
 // Tile     one row and 32 keys: lane l has the score of key l, and elements l, l + 32, ... of the head dim.
 // Who      a warp alone; a block is FA_WARPS neighbours, which find each other's keys in the L1 cache.
-// Memory   registers; K and V are read in place.
-// Speed    bound by loads from L1: each feeds one multiply-add a lane.
+// Memory   registers; a warp's 4 KB of shared memory (8 for float64), through which lanes read their rows; arrays are read in place.
+// Speed    bound by loads from L1 and shared memory: each feeds one multiply-add a lane.
 //
 //   forward    q, k, v -> out, lse    grid: splits * divide_up(longest rows * group, FA_WARPS), kv heads, batch; see each_head()
 //              Rows are (position * group + head of the group): those that share keys are neighbours. With part_out and part_lse, each

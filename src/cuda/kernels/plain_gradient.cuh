@@ -2,8 +2,8 @@
 // Sums are float32 (float64 for float64) and have one order.
 // Tile     one row and 32 keys, or one key and 32 rows: lane l has the element of key (row) l, and l, l + 32, ... of the head dim.
 // Who      a warp alone; a block is FA_WARPS neighbours, which find each other's operands in the L1 cache.
-// Memory   registers; arrays are read in place.
-// Speed    bound by loads from L1: each feeds one multiply-add a lane.
+// Memory   registers; a warp's 4 KB of shared memory (8 for float64), through which lanes read their rows; arrays are read in place.
+// Speed    bound by loads from L1 and shared memory: each feeds one multiply-add a lane.
 //
 //   row_gradient     dout, q, k, v, lse, delta -> dq      grid: divide_up(longest rows, FA_WARPS), heads, batch; see each_head()
 //   key_gradient     the same -> dk, dv                   grid: divide_up(longest keys, FA_WARPS), kv heads, batch

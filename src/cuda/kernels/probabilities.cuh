@@ -2,7 +2,8 @@
 // By a softmax of its own: the lse of another kernel has its own roundings, which the exponential of a large score shows.
 // Tile     one row and 32 keys: lane l has key l.
 // Who      a warp alone; a block is FA_WARPS neighbours.
-// Memory   registers; written once, 32 neighbours at a time.
+// Memory   registers; a warp's 4 KB of shared memory (8 for float64), through which lanes read their keys; written once, 32
+//          neighbours at a time.
 // Speed    bound by loads from L1, each key read twice; for tests.
 //
 //   probabilities    q, k -> probabilities    grid: divide_up(longest rows, FA_WARPS), heads, batch; see each_head()

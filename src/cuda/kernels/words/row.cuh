@@ -44,15 +44,6 @@ struct Row {
     for (int t = 0; t < DIM / 32; t++)
       if (const int d = t * 32 + lane_of(); d < dim) x[t] = fma(weight, to_real(row[d]), x[t]);
   }
-  // this lane's share of a product
-  template <class T>
-  FA_MEMBER Real share(const T* row, int dim) const {
-    Real sum = 0;
-#pragma unroll
-    for (int t = 0; t < DIM / 32; t++)
-      if (const int d = t * 32 + lane_of(); d < dim) sum = fma(x[t], to_real(row[d]), sum);
-    return sum;
-  }
 
  private:
   template <class At>
@@ -62,31 +53,31 @@ struct Row {
   }
 };
 
-// Lane l gets the product of `row` and row_at(first + l), if that is inside `rows`, which alone are read. Eight sums at a time: each of
-// three steps halves the sums and the lanes that a sum is spread over, the rest is added up as it is.
+// A warp's corner of shared memory: 32 pieces of rows. Their length is odd, so that lanes which read a column meet different banks.
+using Corner = Real[32][33];
+FA_FN Corner& corner() {
+  __shared__ Corner corners[FA_WARPS];
+  return corners[warp_of()];
+}
+// Lane l gets the product of `row` and row_at(first + l), if that is inside `rows`, which alone are read. Every sum goes from element 0 on,
+// as in the float32 tiles (fma.cuh): a gradient whose scores had other roundings than those of the lse would lose digits of P.
 template <int DIM, class RowAt>
 FA_FN Real products(const Row<DIM>& row, int first, Interval<int> rows, int dim, RowAt row_at) {
-  Real mine = 0;
-#pragma unroll 1
-  for (int group = 0; group < 32; group += 8) {
-    Real sums[8];
+  Corner& pieces = corner();
+  const int lane = lane_of();
+  Real sum = 0;
 #pragma unroll
-    for (int j = 0; j < 8; j++) {
-      const int other = first + group + j;
-      sums[j] = other >= rows.first && other < rows.end ? row.share(row_at(other), dim) : Real(0);
-    }
+  for (int t = 0; t < DIM / 32; t++) {
+    const int d = t * 32 + lane;
+    __syncwarp();
+#pragma unroll 8
+    for (int j = 0; j < 32; j++)
+      pieces[j][lane] = first + j >= rows.first && first + j < rows.end && d < dim ? to_real(row_at(first + j)[d]) : Real(0);
+    __syncwarp();
 #pragma unroll
-    for (int step = 4; step > 0; step /= 2) {
-      const bool upper = (lane_of() & step) != 0;
-#pragma unroll
-      for (int j = 0; j < step; j++)
-        sums[j] = (upper ? sums[j + step] : sums[j]) + __shfl_xor_sync(WARP, upper ? sums[j] : sums[j + step], step);
-    }
-    Real sum = sums[0] + __shfl_xor_sync(WARP, sums[0], 8);
-    sum += __shfl_xor_sync(WARP, sum, 16);
-    if (group == (lane_of() & 24)) mine = sum;
+    for (int c = 0; c < 32; c++) sum = fma(__shfl_sync(WARP, row.x[t], c), pieces[lane][c], sum);
   }
-  return mine;
+  return sum;
 }
 // sum += weight of lane l * row_at(first + l), for the lanes that count, in their order; other rows are not read
 template <int DIM, class RowAt>
