@@ -173,6 +173,51 @@ def test_checks_happen_while_tracing():
     assert not ran
 
 
+def with_cache(q, k_cache, v_cache):
+    return flash_attn_with_kvcache(q, k_cache, v_cache, q, q, cache_seqlens=3)
+
+
+@pytest.mark.parametrize(
+    "function, change, message",
+    [
+        (flash_attn_func, {1: lambda k: k.half()}, r"\[flash_attn_func\] k: expected dtype float32 as q, found float16"),
+        (flash_attn_func, {2: lambda v: v.to("meta")}, r"\[flash_attn_func\] v: expected an array on the device of q, cpu, found meta"),
+        (
+            flash_attn_func,
+            {1: lambda k: k.numpy()},
+            r"\[flash_attn_func\] k: expected a PyTorch array like the others, found numpy.ndarray",
+        ),
+        (flash_attn_func, {3: lambda _: 1.5}, r"\[flash_attn_func\] dropout_p: expected .* found 1.5"),
+        (with_cache, {1: lambda k: k.clone().requires_grad_()}, r"k_cache: expected a cache that does not require grad"),
+        (with_cache, {2: lambda v: v[:, :2]}, r"\[flash_attn_with_kvcache\] v_cache: expected"),
+    ],
+    ids=["dtype", "device", "numpy", "dropout", "requires grad", "shape"],
+)
+def test_one_clear_message_while_tracing(function, change, message):
+    given = [*arrays(2, 9, 2, 8, grad=False), 0.0] if function is flash_attn_func else arrays(2, 9, 2, 8, grad=False)
+    given = [change.get(i, lambda x: x)(x) for i, x in enumerate(given)]
+    with pytest.raises(Exception, match=message):
+        torch.compile(lambda *given: function(*given), backend="aot_eager", fullgraph=True)(*given)
+
+
+def test_slopes_that_require_grad():
+    q, k, v = arrays(2, 9, 2, 8)
+    slopes = torch.tensor([0.3, 0.1], requires_grad=True)
+    compiled = torch.compile(lambda q: flash_attn_func(q, k, v, alibi_slopes=slopes), backend="aot_eager", fullgraph=True)
+    same(compiled, lambda q: flash_attn_func(q, k, v, alibi_slopes=slopes), q)
+    assert slopes.grad is None
+
+
+def test_private_functions_under_autocast():
+    q, k, v = arrays(1, 9, 2, 8, grad=False)
+
+    def function(q, k, v):
+        with torch.autocast("cpu", torch.bfloat16):
+            return flash_attn_interface._flash_attn_forward(q, k, v, 0.0, 8**-0.5, True, -1, -1, 0.0, None, False)[0]
+
+    assert torch.equal(torch.compile(function, backend="aot_eager", fullgraph=True)(q, k, v), function(q, k, v))
+
+
 def test_values_are_checked_when_it_runs():
     q, k, v = arrays(9, 2, 8, grad=False)
     compiled = torch.compile(lambda q, cu: flash_attn_varlen_func(q, k, v, cu, cu, 9, 9), backend="aot_eager", fullgraph=True)

@@ -4,6 +4,7 @@ and context parallelism call with their own (out, lse), and the autograd classes
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import torch
@@ -57,9 +58,10 @@ def _forward(function: str, arrays: Arrays, options: Options, return_softmax: bo
         if return_softmax:
             options = options._replace(wants=wants(Role.PROBABILITIES))
     with torch.no_grad():
-        out, lse, probabilities = FRAMEWORK.attention(function, arrays, options)
+        results = torch_ops.run(function, Pass.FORWARD, torch_ops.materialised(arrays), options)
     rng_state = arrays[Role.SEED] if options.dropout else torch.zeros(2, dtype=torch.int64, device=q.device)
-    return out, lse, q.new_empty((0,)) if probabilities is None else probabilities, rng_state
+    probabilities = results.get(Role.PROBABILITIES)
+    return results[Role.OUT], results[Role.LSE], q.new_empty((0,)) if probabilities is None else probabilities, rng_state
 
 
 def _backward(function: str, arrays: Arrays, options: Options) -> Tensor:
@@ -256,9 +258,14 @@ def _flash_attn_varlen_backward(
 # ------------------------------------------------------------------------------------- the same as operators: _wrapped_flash_attn_*
 
 
+_running = threading.local()  # .operator: this thread is inside one of the operators below, which the dispatcher has called
+
+
 def _traces(q: Any) -> bool:
     """Whether the call belongs to the dispatcher: it is being traced, or its arrays are not plain tensors."""
-    return torch.compiler.is_compiling() or (isinstance(q, torch.Tensor) and not torch_ops.is_eager({Role.Q: q}))
+    if torch.compiler.is_compiling():
+        return True
+    return isinstance(q, torch.Tensor) and not torch_ops.is_eager({Role.Q: q}) and not getattr(_running, "operator", False)
 
 
 _MASK = "float dropout_p, float? softmax_scale, bool causal, SymInt window_size_left{0}, SymInt window_size_right{0}, float softcap{1}"
@@ -284,7 +291,15 @@ _SCHEMAS = {
 def _operator(function: Any) -> Any:
     name = function.__name__
     written = ("dq", "dk", "dv") if "backward" in name else ()
-    return torch.library.custom_op(f"flash_attn::{name}", function, mutates_args=written, schema=_SCHEMAS[name])
+
+    def kernel(*arguments: Any, **named: Any) -> Any:
+        _running.operator = True
+        try:
+            return function(*arguments, **named)
+        finally:
+            _running.operator = False
+
+    return torch.library.custom_op(f"flash_attn::{name}", kernel, mutates_args=written, schema=_SCHEMAS[name])
 
 
 _forward_operator, _varlen_forward_operator = _operator(_flash_attn_forward), _operator(_flash_attn_varlen_forward)

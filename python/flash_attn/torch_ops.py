@@ -313,6 +313,11 @@ class Namespace(namespaces.Namespace):
         return torch.minimum(x, other) if isinstance(other, torch.Tensor) else torch.clamp(x, max=other)
 
 
+def asked(roles: Sequence[int], needs: Sequence[bool]) -> list[int]:
+    """Roles of which autograd wants a gradient: slopes, though they may require one, are constants, as they are upstream."""
+    return [role for role, wanted in zip(roles, needs) if wanted and role != Role.SLOPES]
+
+
 def gradients(
     function: str, arrays: Arrays, options: Options, dout: Any, dlse: Any, needed: dict[int, int], step: Callable[..., Arrays]
 ) -> Arrays:
@@ -364,7 +369,7 @@ def _save_forward(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor,
 
 def _forward_backward(ctx: Any, dout: Any, dlse: Any, _: Any) -> tuple[Any, ...]:
     arrays = {role: x for role, x in zip((*FORWARD_ROLES, Role.OUT, Role.LSE), ctx.saved_tensors) if x is not None}
-    needed = {role: _BY_GRADIENT[role] for role, needs in zip(FORWARD_ROLES, ctx.needs_input_grad[1:]) if needs}
+    needed = {role: _BY_GRADIENT[role] for role in asked(FORWARD_ROLES, ctx.needs_input_grad[1:])}
 
     def step(function: str, arrays: Arrays, options: Options) -> Arrays:
         return dict(zip(GRADIENTS, torch.ops.flash_attn.backward(function, *flatten(BACKWARD_ROLES, arrays, options))))
@@ -381,7 +386,7 @@ def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor
 
 def _backward_backward(ctx: Any, *cotangents: Any) -> tuple[Any, ...]:
     arrays = {role: x for role, x in zip(BACKWARD_ROLES, ctx.saved_tensors) if x is not None}
-    needed = [role for role, needs in zip(BACKWARD_ROLES, ctx.needs_input_grad[1:]) if needs]
+    needed = asked(BACKWARD_ROLES, ctx.needs_input_grad[1:])
     found = second_order_of_operator(arrays, Options(*ctx.options), needed, cotangents)
     return None, *(found.get(role) for role in BACKWARD_ROLES), *(None for _ in ctx.options)
 

@@ -91,12 +91,13 @@ class Torch(Framework):
             for role in (Role.K, Role.V):
                 if arrays[role].requires_grad:
                     raise ValueError(
-                        f"[{function}] {_core.argument_name(function, role)}: expected a cache that does not require grad, for it is "
+                        f"[{function}] {_argument(function, role)}: expected a cache that does not require grad, for it is "
                         "written in place, found one that does."
                     )
         if torch.compiler.is_compiling() or not _eager(arrays):
             _check_tensors(function, arrays)
             if writes:
+                _refuse_transforms(function, arrays)
                 return torch.ops.flash_attn.with_kvcache(function, *torch_ops.flatten(torch_ops.CACHE_ROLES, arrays, options))
             return _traced(function, arrays, options)[:2]
         if torch.is_grad_enabled() and any(x.requires_grad for x in arrays.values()):
@@ -140,11 +141,29 @@ def _differs(x: Any, dtype: torch.dtype) -> bool:
     return isinstance(x, torch.Tensor) and x.dtype in _FLOATS and x.dtype != dtype
 
 
+def _argument(function: str, role: int) -> str:
+    return _core.argument_name(function, role)
+
+
+_argument._dynamo_marked_constant = True  # torch.compiler.assume_constant_result() without the import of the compiler, which takes seconds
+
+
+def _refuse_transforms(function: str, arrays: Arrays) -> None:
+    """For a cache that is written: torch.func would leave its derivatives out without a word, or say something of its own insides."""
+    if torch.compiler.is_compiling():
+        return
+    if _forward_mode(arrays) or any(torch._C._functorch.is_functorch_wrapped_tensor(x) for x in arrays.values()):
+        raise NotImplementedError(
+            f"[{function}] writes into its caches: expected a call outside of torch.func.grad, vmap and jvp and without forward-mode "
+            "derivatives, found one inside."
+        )
+
+
 def _check_tensors(function: str, arrays: Arrays) -> None:
     for role, x in arrays.items():
         if not isinstance(x, torch.Tensor):
             raise TypeError(
-                f"[{function}] {_core.argument_name(function, role)}: expected a PyTorch array like the others, "
+                f"[{function}] {_argument(function, role)}: expected a PyTorch array like the others, "
                 f"found {type(x).__module__}.{type(x).__qualname__}."
             )
 
@@ -244,7 +263,7 @@ class _Gradients(torch.autograd.Function):
     def backward(ctx: Any, *cotangents: Any) -> tuple[Any, ...]:
         options, roles, outputs = ctx.call
         arrays = dict(zip(roles, ctx.saved_tensors))
-        needed = [role for role, needs in zip(roles, ctx.needs_input_grad[3:]) if needs]
+        needed = torch_ops.asked(roles, ctx.needs_input_grad[3:])
         gradients = dict(zip(needed, torch_ops.second_order(arrays, options, needed, outputs, cotangents)))
         return None, None, None, *(gradients.get(role) for role in roles)
 
@@ -268,7 +287,10 @@ class _Transformed(torch.autograd.Function):
     def backward(ctx: Any, dout: torch.Tensor, dlse: torch.Tensor, _: torch.Tensor) -> tuple[Any, ...]:
         function, options, roles = ctx.call
         arrays = dict(zip((*roles, Role.OUT, Role.LSE), ctx.saved_tensors))
-        needed = {role: _GRADIENT_OF[role] for role, needs in zip(roles, ctx.needs_input_grad[3:]) if needs}
+        if Role.SLOPES in roles and ctx.needs_input_grad[3 + roles.index(Role.SLOPES)]:  # torch.func would make zeros of no gradient
+            name = _argument(function, Role.SLOPES)
+            raise NotImplementedError(f"[{function}] {name}: expected a constant, for it has no gradient, found an argument of torch.func.")
+        needed = {role: _GRADIENT_OF[role] for role in torch_ops.asked(roles, ctx.needs_input_grad[3:])}
 
         def step(function: str, arrays: Arrays, options: Options) -> Arrays:
             return dict(zip(GRADIENTS, _TransformedBackward.apply(function, options, tuple(arrays), *arrays.values())))
@@ -294,7 +316,7 @@ class _TransformedBackward(torch.autograd.Function):
     def backward(ctx: Any, *cotangents: torch.Tensor) -> tuple[Any, ...]:
         options, roles = ctx.call
         arrays = dict(zip(roles, ctx.saved_tensors))
-        needed = [role for role, needs in zip(roles, ctx.needs_input_grad[3:]) if needs]
+        needed = torch_ops.asked(roles, ctx.needs_input_grad[3:])
         found = torch_ops.second_order_of_operator(arrays, options, needed, cotangents)
         return None, None, None, *(found.get(role) for role in roles)
 
