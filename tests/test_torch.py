@@ -509,6 +509,10 @@ def test_bad_arrays(change, error, message):
 
 def test_bad_seed():
     q, k, v = arrays(1, 5, 2, 4, dtype=torch.float32)
+    with pytest.raises(ValueError, match=r"rng_state: expected an array on the device of q, cpu, found meta"):
+        flash_attn_func(q, k, v, dropout_p=0.5, rng_state=torch.zeros(2, dtype=torch.int64, device="meta"))
+    with pytest.raises(TypeError, match=r"rng_state: expected a PyTorch array like the others, found torch._C.Generator"):
+        flash_attn_func(q, k, v, dropout_p=0.5, rng_state=torch.Generator())
     with pytest.raises(TypeError, match=r"rng_state: expected dtype int64 or uint32, found float32"):
         flash_attn_func(q, k, v, dropout_p=0.5, rng_state=torch.tensor([1.0, 2.0]))
 
