@@ -72,6 +72,12 @@ def _with_lengths(function, cu, longest, q, k, v):
     return function(q, k, v, cu, longest)
 
 
+@pytest.mark.parametrize("rows, keys", [(0, 5), (5, 0)])
+def test_nothing_to_do(rows, keys):
+    leaves = [*arrays(2, rows, 2, 8, count=1), *arrays(2, keys, 2, 8, count=2)]
+    same(torch.compile(flash_attn_func, backend="aot_eager", fullgraph=True), flash_attn_func, *leaves)
+
+
 def test_sink_bias_and_lse():
     def function(q, k, v, bias, sink):
         out, lse, _ = flash_attn_func(q, k, v, attn_bias=bias, learnable_sink=sink, return_attn_probs=True)

@@ -7,6 +7,7 @@ frameworks/torch.py go to run() without a detour through the dispatcher, which c
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -29,9 +30,9 @@ def view(tensor: torch.Tensor, real: bool = True) -> _core.View:
     """The core's view of a tensor; ``real`` False: of its shape only, for tensors without memory."""
     device = tensor.device
     shape = [_hint(n) for n in tensor.shape]
-    if 0 in shape:  # strides of an array without elements may be anything
-        tensor = torch.empty(shape, dtype=tensor.dtype, device=device if real else "meta")
     strides = [_hint(n) for n in tensor.stride()]
+    if 0 in shape:  # may be anything in an array without elements
+        strides = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
     kind, owner = _KINDS.get(device.type, 0), tensor if real else None
     return _core.view_of_address(tensor.data_ptr() if real else 0, CODES[tensor.dtype], shape, strides, kind, device.index or 0, owner)
 
