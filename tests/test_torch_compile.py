@@ -160,6 +160,56 @@ def test_export(strict):
         torch.testing.assert_close(program.module()(x), block(x))
 
 
+CALLS = {
+    "grad": lambda q, k, v: torch.func.grad(lambda q: flash_attn_func(q, k, v, causal=True).sin().sum())(q),
+    "jvp": lambda q, k, v: torch.func.jvp(lambda q: flash_attn_func(q, k, v, causal=True), (q,), (k,))[1],
+    "vmap": lambda q, k, v: torch.vmap(lambda q, k: flash_attn_func(q, k, v, causal=True))(q[:, None], k[:, None]),
+    "vmap of grad": lambda q, k, v: torch.vmap(torch.func.grad(lambda q: flash_attn_func(q[None], k, v).sin().sum()))(q),
+}
+
+
+@pytest.mark.parametrize("function", CALLS.values(), ids=CALLS)
+def test_torch_func_inside(function):
+    q, k, v = arrays(1, 9, 2, 8, grad=False)
+    compiled = torch.compile(function, backend="aot_eager", fullgraph=True)
+    expected = function(q, k, v)
+    torch.testing.assert_close(compiled(q, k, v), expected)
+    assert expected.abs().max() > 0.1
+    with pytest.raises(Exception, match=r"\[flash_attn_func\] v: expected"):
+        compiled(q, k, v[:, :5])
+
+
+@pytest.mark.parametrize("transform", ["vmap", "grad"])
+def test_a_compiled_function_outlives_torch_func(transform):
+    q, k, v = (x[None] for x in arrays(1, 9, 2, 8))
+    compiled = torch.compile(lambda q, k, v: flash_attn_func(q, k, v, causal=True), backend="aot_eager")
+    if transform == "vmap":
+        torch.testing.assert_close(torch.vmap(compiled)(q, k, v)[0], flash_attn_func(q[0], k[0], v[0], causal=True))
+    else:
+        torch.func.grad(lambda q: compiled(q, k[0], v[0]).sum())(q[0].detach())
+    same(compiled, lambda q, k, v: flash_attn_func(q, k, v, causal=True), q[0], k[0], v[0])
+
+
+def test_the_longest_sequence_is_found_while_it_runs():
+    def packed(q, cu):
+        longest = int((cu[1:] - cu[:-1]).max())
+        return flash_attn_varlen_func(q, q, q, cu, cu, longest, longest, causal=True)
+
+    (q,) = arrays(9, 2, 8, count=1)
+    with torch._dynamo.config.patch(capture_scalar_outputs=True):
+        compiled = torch.compile(packed, backend="aot_eager", fullgraph=True)
+        for lengths in ([0, 4, 9], [0, 1, 9]):
+            cu = torch.tensor(lengths, dtype=torch.int32)
+            same(lambda q, cu=cu: compiled(q, cu), lambda q, cu=cu: packed(q, cu), q)
+
+
+def test_upstreams_autograd_classes():
+    def function(q, k, v):
+        return flash_attn_interface.FlashAttnFunc.apply(q, k, v, 0.0, None, True, (-1, -1), 0.0, None, False, False)
+
+    same(torch.compile(function, backend="aot_eager", fullgraph=True), function, *arrays(2, 9, 2, 8))
+
+
 def test_make_fx_sees_an_operator():
     q, k, v = arrays(1, 9, 2, 8, grad=False)
     graph = make_fx(lambda q, k, v: flash_attn_func(q, k, v))(q, k, v)

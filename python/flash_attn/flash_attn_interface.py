@@ -355,8 +355,11 @@ def _results(function: Any, *args: Any, return_softmax: bool, is_grad_enabled: b
         return function(*args, return_attn_probs=return_softmax, **kwargs)
 
 
-class FlashAttnFunc(torch.autograd.Function):
-    """FlashAttnFunc.apply(...) is flash_attn_func in upstream's positional order, with its gradients of any order."""
+class FlashAttnFunc:
+    """FlashAttnFunc.apply(...) is flash_attn_func in upstream's positional order, with its gradients of any order.
+
+    No torch.autograd.Function: torch.compile would look into it for a forward and a backward.
+    """
 
     @staticmethod
     def apply(
@@ -366,7 +369,7 @@ class FlashAttnFunc(torch.autograd.Function):
         return _results(flash_attn_func, q, k, v, *mask, return_softmax=return_softmax, is_grad_enabled=is_grad_enabled)
 
 
-class FlashAttnQKVPackedFunc(torch.autograd.Function):
+class FlashAttnQKVPackedFunc:
     """flash_attn_qkvpacked_func, as FlashAttnFunc."""
 
     @staticmethod
@@ -377,7 +380,7 @@ class FlashAttnQKVPackedFunc(torch.autograd.Function):
         return _results(flash_attn_qkvpacked_func, qkv, *mask, return_softmax=return_softmax, is_grad_enabled=is_grad_enabled)
 
 
-class FlashAttnKVPackedFunc(torch.autograd.Function):
+class FlashAttnKVPackedFunc:
     """flash_attn_kvpacked_func, as FlashAttnFunc."""
 
     @staticmethod
@@ -388,7 +391,7 @@ class FlashAttnKVPackedFunc(torch.autograd.Function):
         return _results(flash_attn_kvpacked_func, q, kv, *mask, return_softmax=return_softmax, is_grad_enabled=is_grad_enabled)
 
 
-class FlashAttnVarlenFunc(torch.autograd.Function):
+class FlashAttnVarlenFunc:
     """flash_attn_varlen_func, as FlashAttnFunc."""
 
     @staticmethod
@@ -402,7 +405,7 @@ class FlashAttnVarlenFunc(torch.autograd.Function):
         return _results(flash_attn_varlen_func, q, k, v, *lengths, *mask, **more)
 
 
-class FlashAttnVarlenQKVPackedFunc(torch.autograd.Function):
+class FlashAttnVarlenQKVPackedFunc:
     """flash_attn_varlen_qkvpacked_func, as FlashAttnFunc."""
 
     @staticmethod
@@ -415,7 +418,7 @@ class FlashAttnVarlenQKVPackedFunc(torch.autograd.Function):
         return _results(flash_attn_varlen_qkvpacked_func, qkv, cu_seqlens, max_seqlen, *mask, **more)
 
 
-class FlashAttnVarlenKVPackedFunc(torch.autograd.Function):
+class FlashAttnVarlenKVPackedFunc:
     """flash_attn_varlen_kvpacked_func, as FlashAttnFunc."""
 
     @staticmethod

@@ -93,7 +93,8 @@ if hasattr(torch.Tensor, "__dlpack_c_exchange_api__"):
 
 def run(function: str, which: int, arrays: Arrays, options: Options, written: int = 0) -> Arrays:
     """One pass on plain tensors: what it wrote, by role. ``written``: bits of roles that are written in place."""
-    results = EXCHANGE.run(function, which, arrays, options, written, on_main_thread())
+    # not EXCHANGE.run(): TorchDynamo, which may come here after torch.vmap(compiled), forgets the object of methods that are written in C++
+    results = type(EXCHANGE).run(EXCHANGE, function, which, arrays, options, written, on_main_thread())
     if written:
         for role, tensor in arrays.items():
             if written >> role & 1 and not tensor.is_inference():
@@ -119,7 +120,7 @@ CACHES = wants(Role.K, Role.V)
 def run_with_kvcache(function: str, arrays: Arrays, options: Options) -> tuple[torch.Tensor, torch.Tensor]:
     """(out, lse), after the new keys, if any, have been written into the caches; nothing is written if anything is wrong."""
     if any(role in arrays for role in (Role.NEW_K, Role.NEW_V, Role.COS, Role.SIN)):
-        EXCHANGE.check(function, Pass.FORWARD, arrays, options, CACHES)
+        type(EXCHANGE).check(EXCHANGE, function, Pass.FORWARD, arrays, options, CACHES)
         some = {role: array for role, array in arrays.items() if role in APPEND_ROLES}
         turned = options._replace(wants=wants(Role.ROTATED_Q) if Role.COS in arrays else 0)
         results = run(function, Pass.APPEND, some, turned, CACHES)

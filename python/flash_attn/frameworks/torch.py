@@ -59,6 +59,10 @@ class Torch(Framework):
         drawn = torch.randint(0, 2**63 - 1, (1,), dtype=torch.int64, device=like.device)
         return drawn * torch.arange(1, -1, -1, device=like.device)  # offset 0
 
+    def length(self, function: str, name: str, value: Any) -> int:
+        # a number that is known only when the compiled function runs can be compared with nothing
+        return value if _is_compiling() and type(value) is int else super().length(function, name, value)
+
     def quick(self, function: str, arrays: Arrays, values: tuple[Any, ...], with_lse: bool) -> tuple[Any, Any] | None:
         if _is_compiling() or forward_ad._current_level >= 0 or _any_autocast():
             return None
@@ -171,13 +175,30 @@ def _check_tensors(function: str, arrays: Arrays) -> None:
 def _traced(function: str, arrays: Arrays, options: Options) -> tuple[Any, Any, Any]:
     """For torch.compile, torch.export, torch.func, fake and meta tensors, subclasses, dispatch modes."""
     _check_tensors(function, arrays)
-    if not torch.compiler.is_compiling() and _forward_mode(arrays):
+    if _is_compiling():
+        if _differentiated_inside():
+            constants = {role: x.detach() for role, x in arrays.items()}
+            torch.ops.flash_attn.forward(function, *torch_ops.flatten(FORWARD_ROLES, constants, options))  # for its checks: it is dead code
+            return _formula(function, arrays, options)
+    elif _forward_mode(arrays):
+        torch_ops.check_fake(function, Pass.FORWARD, arrays, options)
         return _formula(function, arrays, options)
-    if not torch.compiler.is_compiling() and torch_ops.transforms() is not None:
-        out, lse, probabilities = _Transformed.apply(function, options, tuple(arrays), *arrays.values())
-    else:
-        out, lse, probabilities = torch.ops.flash_attn.forward(function, *torch_ops.flatten(FORWARD_ROLES, arrays, options))
+    elif torch_ops.transforms() is not None:
+        return _wanted(options, *_Transformed.apply(function, options, tuple(arrays), *arrays.values()))
+    return _wanted(options, *torch.ops.flash_attn.forward(function, *torch_ops.flatten(FORWARD_ROLES, arrays, options)))
+
+
+def _wanted(options: Options, out: Any, lse: Any, probabilities: Any) -> tuple[Any, Any, Any]:
     return out, lse, probabilities if options.wants >> Role.PROBABILITIES & 1 else None
+
+
+def _differentiated_inside() -> bool:
+    """Whether torch.func.grad or jvp is part of what is being compiled: in which operators take no part, but the plain formula does."""
+    kinds = torch._C._functorch.TransformType
+    return any(level.key() in (kinds.Grad, kinds.Jvp) for level in torch._C._functorch.get_interpreter_stack() or ())
+
+
+_differentiated_inside._dynamo_marked_constant = True  # evaluated while tracing, as _argument()
 
 
 def _forward_mode(arrays: Arrays) -> bool:
@@ -192,7 +213,6 @@ def _forward_mode(arrays: Arrays) -> bool:
 def _formula(function: str, arrays: Arrays, options: Options) -> tuple[Any, Any, Any]:
     from flash_attn import formula
 
-    torch_ops.check_fake(function, Pass.FORWARD, arrays, options)
     results = formula.run(torch_ops.Namespace(arrays[Role.Q].device), Pass.FORWARD, arrays, options)
     return results[Role.OUT], results[Role.LSE], results.get(Role.PROBABILITIES)
 
@@ -222,7 +242,7 @@ class _Attention(torch.autograd.Function):
         others = ctx.needs_input_grad[4:]  # bias, sink
         if dlse is None and dout is not None and not others and forward_ad._current_level < 0 and not _legacy_batched(dout):
             arrays[_DOUT] = dout
-            found = torch_ops.EXCHANGE.quick(function, _BACKWARD, arrays, options, on_main_thread())
+            found = type(torch_ops.EXCHANGE).quick(torch_ops.EXCHANGE, function, _BACKWARD, arrays, options, on_main_thread())
             if found is not None:
                 return None, *found
         if not has_lse and _is_grad_enabled():  # an lse that was no result is a constant to autograd: second order needs one that is not
