@@ -1,4 +1,7 @@
-"""Who is measured: ours on NumPy and on MLX arrays, the plain NumPy formula, MLX's and PyTorch's scaled_dot_product_attention.
+"""Who is measured: ours on NumPy, MLX and PyTorch arrays, the plain NumPy formula, MLX's and PyTorch's scaled_dot_product_attention.
+
+PyTorch has three ways for sequences of different lengths: a call for each (torch), one batch padded to the longest with the padding
+masked (torch-padded), and nested tensors (torch-nested).
 
 make(contender, job, case, arrays, threads) gives a function that does the job once, or None where the contender cannot. Each gets
 its arrays in the layout and dtype it likes best, before the clock starts. Outputs are allocated inside, as users' calls do.
@@ -7,6 +10,7 @@ its arrays in the layout and dtype it likes best, before the clock starts. Outpu
 from __future__ import annotations
 
 import importlib.util
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -15,8 +19,7 @@ import numpy as np
 import flash_attn
 import flash_attn.numpy
 
-CONTENDERS = ("ours", "ours-mlx", "numpy", "mlx", "torch")
-NEEDS = {"ours-mlx": "mlx", "mlx": "mlx", "torch": "torch"}
+NEEDS = {"ours-mlx": "mlx", "mlx": "mlx"} | dict.fromkeys(("ours-torch", "torch", "torch-padded", "torch-nested"), "torch")
 
 
 def installed(contender: str) -> bool:
@@ -29,9 +32,8 @@ def share(contender: str, job: str) -> float:
 
 
 def make(contender: str, job: str, case: Any, arrays: Any, threads: int) -> Callable[[], Any] | None:
-    factory = {"ours": Ours, "ours-mlx": OursMLX, "numpy": Formula, "mlx": MLX, "torch": Torch}[contender]
-    method = getattr(factory(case, arrays, threads), "forward" if job in ("forward", "short") else job, None)
-    return method() if method else None
+    factory, name = CONTENDERS[contender], "forward" if job in ("forward", "short") else job
+    return getattr(factory(case, arrays, threads), name)() if getattr(factory, name, None) else None
 
 
 class Contender:
@@ -221,6 +223,8 @@ class MLX(Contender):
 class Torch(Contender):
     """torch.nn.functional.scaled_dot_product_attention, (b, h, s, d) in memory as it likes it."""
 
+    layout = staticmethod(heads_first)
+
     def __init__(self, case: Any, arrays: Any, threads: int):
         super().__init__(case, arrays, threads)
         import torch
@@ -229,7 +233,7 @@ class Torch(Contender):
         self.torch = torch
 
     def _tensor(self, array: np.ndarray):
-        array = heads_first(array)
+        array = self.layout(array)
         wide = array.astype(np.float32) if array.dtype.itemsize == 2 else array
         return self.torch.from_numpy(wide).to(getattr(self.torch, array.dtype.name))
 
@@ -255,3 +259,72 @@ class Torch(Contender):
     def decode(self):
         q, k, v = (self._tensor(x) for x in (self.arrays.q, *self.caches()))
         return lambda: self._attend(q, k, v)
+
+
+class OursTorch(Torch):
+    """Ours on PyTorch's tensors: what the way through PyTorch costs, and what its attention is to be compared with."""
+
+    layout = staticmethod(np.ascontiguousarray)
+
+    def _attend(self, q, k, v):
+        return flash_attn.flash_attn_func(q, k, v, causal=self.case.causal)
+
+    def varlen(self):
+        q, k, v = (self._tensor(x) for x in (self.arrays.q, self.arrays.k, self.arrays.v))
+        cu_q, cu_k = (self.torch.from_numpy(x) for x in self.arrays.varlen[:2])
+        longest, causal = self.arrays.varlen[2:], self.case.causal
+        return lambda: flash_attn.flash_attn_varlen_func(q, k, v, cu_q, cu_k, *longest, causal=causal)
+
+    def decode(self):
+        q, k, v = (self._tensor(x) for x in (self.arrays.q, self.arrays.k_cache, self.arrays.v_cache))
+        lengths = self.torch.from_numpy(self.arrays.options["cache_seqlens"])
+        return lambda: flash_attn.flash_attn_with_kvcache(q, k, v, cache_seqlens=lengths)
+
+
+class TorchPadded(Torch):
+    """Sequences in one batch as long as the longest, with the padding masked."""
+
+    forward = backward = decode = None
+
+    def __init__(self, case: Any, arrays: Any, threads: int):
+        super().__init__(case, arrays, threads)
+        self.parts = [[self._tensor(x)[0] for x in part] for part in self.sequences("q", "k", "v")]
+
+    def varlen(self):
+        rows, keys = (max(part[i].shape[1] for part in self.parts) for i in (0, 1))
+        batch = []
+        for column, length in zip(zip(*self.parts, strict=True), (rows, keys, keys), strict=True):
+            batch.append(self.torch.stack([self.torch.nn.functional.pad(x, (0, 0, 0, length - x.shape[1])) for x in column]))
+        lengths = self.torch.tensor([part[1].shape[1] for part in self.parts])
+        visible = (self.torch.arange(keys) < lengths[:, None])[:, None, None]
+        if self.case.causal:
+            visible = visible & self.torch.ones(rows, keys, dtype=self.torch.bool).tril()
+        attend = self.torch.nn.functional.scaled_dot_product_attention
+        return lambda: attend(*batch, attn_mask=visible)
+
+
+class TorchNested(TorchPadded):
+    """Sequences as a nested tensor."""
+
+    def varlen(self):
+        if self.case.causal:  # on the CPU PyTorch has none for nested tensors
+            return None
+        warnings.filterwarnings("ignore", "The PyTorch API of nested tensors")
+        jagged = []
+        for column in zip(*self.parts, strict=True):
+            sequences = [x.transpose(0, 1) for x in column]
+            made = self.torch.nested.as_nested_tensor(sequences, layout=self.torch.jagged)
+            jagged.append(made.transpose(1, 2))
+        return lambda: self._attend(*jagged)
+
+
+CONTENDERS = {
+    "ours": Ours,
+    "ours-mlx": OursMLX,
+    "ours-torch": OursTorch,
+    "numpy": Formula,
+    "mlx": MLX,
+    "torch": Torch,
+    "torch-padded": TorchPadded,
+    "torch-nested": TorchNested,
+}

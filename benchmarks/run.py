@@ -3,6 +3,7 @@
 
     python benchmarks/run.py --backend cpu                                    the usual grid, on one thread and on all
     python benchmarks/run.py --job forward --dims 64,128 --lens 512,2048 --peers torch --threads 2
+    python benchmarks/run.py --base ours-torch --peers torch,torch-padded,torch-nested       PyTorch's tensors against PyTorch
     python benchmarks/run.py --job overhead        what a tiny call costs
     python benchmarks/run.py --memory              peak memory of forward + backward
     python benchmarks/run.py --backend cuda        on an NVIDIA GPU, against PyTorch's FlashAttention-2 (cuda_bench.py)
@@ -44,7 +45,8 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--backend", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--job", type=words, default=list(JOBS), help=f"some of {','.join(JOBS)}")
-    parser.add_argument("--peers", type=words, default=["ours-mlx", "numpy", "mlx", "torch"])
+    parser.add_argument("--base", default="ours", choices=["ours", "ours-mlx", "ours-torch"], help="whose time the ratios are of")
+    parser.add_argument("--peers", type=words, default=["ours-mlx", "ours-torch", "numpy", "mlx", "torch", "torch-padded", "torch-nested"])
     parser.add_argument("--dtypes", type=words, help="default: float32,bfloat16,float16; cuda: bfloat16")
     parser.add_argument("--dims", type=numbers, help="default: 64,128; cuda: 64,128,256")
     parser.add_argument("--lens", type=numbers, default=None, help="sequence lengths, or cache lengths of decode")
@@ -131,7 +133,7 @@ def line(job: str, case, amount: float, unit: str, args: argparse.Namespace, pea
     threads = args.threads[0]
     arrays = inputs(case)
     functions = {}
-    for name in ["ours", *args.peers]:
+    for name in [args.base, *args.peers]:
         known = rates.get((name, job, case.dtype))
         if not contenders.installed(name) or (known and amount / known > TOO_SLOW):
             continue
@@ -160,10 +162,10 @@ def line(job: str, case, amount: float, unit: str, args: argparse.Namespace, pea
         rate = amount / statistics.median(seconds)
         rates[name, job, case.dtype] = rate
         cell = f"{name} {rate / 1e9:.1f}"
-        if name == "ours":
+        if name == args.base:
             cell += f" {unit}" + (f" ({100 * rate / 1e9 / ceiling:.0f} % of {ceiling:.0f})" if unit == "GFLOP/s" else "")
         else:
-            cell += f" x{ratio(seconds, times['ours']):.2f}"
+            cell += f" x{ratio(seconds, times[args.base]):.2f}"
         cells.append(cell)
     print(f"{result['label']:46s} {threads}T  " + " | ".join(cells), flush=True)
     return result

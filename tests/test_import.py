@@ -8,7 +8,7 @@ from importlib import metadata
 
 from building import run
 
-QUICK = 0.030  # seconds, of a machine that nothing else keeps busy
+QUICK = 0.030  # seconds
 FRAMEWORKS = ("numpy", "torch", "mlx", "jax", "ml_dtypes")
 NEEDED = {"call", "engine", "explain", "frameworks", "frameworks.base", "interface", "scalars", "_core"}
 
@@ -20,10 +20,10 @@ def test_import_loads_only_what_a_first_call_needs():
 
 
 def test_import_is_quick(tmp_path):
-    """The best of several: other work on the machine only adds to it."""
+    """In CPU time, and the best of several: other work on the machine only adds to it."""
     environment = dict(os.environ, PYTHONPYCACHEPREFIX=str(tmp_path))
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
-    probe = "import time; start = time.perf_counter(); import flash_attn; print(time.perf_counter() - start)"
+    probe = "import time; start = time.process_time(); import flash_attn; print(time.process_time() - start)"
     assert min(float(run(sys.executable, "-c", probe, env=environment)) for _ in range(8)) < QUICK
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import itertools
 
 import pytest
 
@@ -29,6 +30,10 @@ NORM = (
     "x0, residual, weight, bias, dropout_p, epsilon, rowscale=None, layerscale=None, prenorm=False, residual_in_fp32=False, "
     "return_dropout_mask=False"
 )
+C_WINDOW = "is_causal, window_size_left, window_size_right, softcap"
+C_LENGTHS = "max_seqlen_q, max_seqlen_k, p_dropout, softmax_scale, zero_tensors"
+C_GRADIENTS = "dout, q, k, v, out, softmax_lse, dq_, dk_, dv_"
+APPLY = "dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes, deterministic, return_softmax"
 ROTARY = "interleaved=False, inplace=False, seqlen_offsets=0, cu_seqlens=None, max_seqlen=None"
 
 # positional arguments; keyword-only ones are ours to add
@@ -54,6 +59,12 @@ SIGNATURES = {
         "num_splits=0",
         "_flash_attn_backward": f"{GRADIENTS}, {PRIVATE}, deterministic, rng_state=None",
         "_flash_attn_varlen_backward": f"{GRADIENTS}, {LENGTHS}, {PRIVATE}, deterministic, rng_state=None, zero_tensors=False",
+        "FlashAttnFunc.apply": f"q, k, v, {APPLY}, is_grad_enabled=True",
+        "FlashAttnQKVPackedFunc.apply": f"qkv, {APPLY}, is_grad_enabled=True",
+        "FlashAttnKVPackedFunc.apply": f"q, kv, {APPLY}, is_grad_enabled=True",
+        "FlashAttnVarlenFunc.apply": f"q, k, v, {LENGTHS}, {APPLY}, block_table, is_grad_enabled=True",
+        "FlashAttnVarlenQKVPackedFunc.apply": f"qkv, cu_seqlens, max_seqlen, {APPLY}, is_grad_enabled=True",
+        "FlashAttnVarlenKVPackedFunc.apply": f"q, kv, {LENGTHS}, {APPLY}, is_grad_enabled=True",
     },
     "flash_attn.bert_padding": {
         "unpad_input": "hidden_states, attention_mask, unused_mask=None",
@@ -106,12 +117,27 @@ SIGNATURES = {
         "attention_chunk=0, softcap=0.0, rotary_interleaved=True, scheduler_metadata=None, num_splits=0, pack_gqa=None, sm_margin=0, "
         "return_softmax_lse=False",
         "flash_attn_combine": "out_partial, lse_partial, out=None, out_dtype=None",
+        "get_scheduler_metadata": "batch_size, max_seqlen_q, max_seqlen_k, num_heads_q, num_heads_kv, headdim, cache_seqlens, "
+        "qkv_dtype=torch.bfloat16, headdim_v=None, cu_seqlens_q=None, cu_seqlens_k_new=None, cache_leftpad=None, page_size=None, "
+        "max_seqlen_k_new=0, causal=False, window_size=(-1, -1), attention_chunk=0, has_softcap=False, num_splits=0, pack_gqa=None, "
+        "sm_margin=0",
+        "_flash_attn_forward": "q, k, v, k_new=None, v_new=None, qv=None, out_=None, cu_seqlens_q=None, cu_seqlens_k=None, "
+        "cu_seqlens_k_new=None, seqused_q=None, seqused_k=None, max_seqlen_q=None, max_seqlen_k=None, page_table=None, kv_batch_idx=None, "
+        "leftpad_k=None, rotary_cos=None, rotary_sin=None, seqlens_rotary=None, q_descale=None, k_descale=None, v_descale=None, "
+        "softmax_scale=None, causal=False, window_size_left=-1, window_size_right=-1, attention_chunk=0, softcap=0.0, "
+        "rotary_interleaved=True, scheduler_metadata=None, num_splits=1, pack_gqa=None, sm_margin=0",
+        "_flash_attn_backward": "dout, q, k, v, out, softmax_lse, cu_seqlens_q=None, cu_seqlens_k=None, sequed_q=None, sequed_k=None, "
+        "max_seqlen_q=None, max_seqlen_k=None, dq=None, dk=None, dv=None, softmax_scale=None, is_causal=False, window_size_left=-1, "
+        "window_size_right=-1, softcap=0.0, deterministic=False, sm_margin=0",
     },
     "flash_attn_2_cuda": {
-        "fwd": "q, k, v, out_, alibi_slopes_, p_dropout, softmax_scale, is_causal, window_size_left, window_size_right, softcap, "
-        "return_softmax, gen_",
-        "bwd": "dout, q, k, v, out, softmax_lse, dq_, dk_, dv_, alibi_slopes_, p_dropout, softmax_scale, is_causal, window_size_left, "
-        "window_size_right, softcap, deterministic, gen_, rng_state",
+        "fwd": f"q, k, v, out_, alibi_slopes_, p_dropout, softmax_scale, {C_WINDOW}, return_softmax, gen_",
+        "varlen_fwd": "q, k, v, out_, cu_seqlens_q, cu_seqlens_k, seqused_k, leftpad_k_, block_table_, alibi_slopes_, "
+        f"{C_LENGTHS}, {C_WINDOW}, return_softmax, gen_, num_splits=0",
+        "bwd": f"{C_GRADIENTS}, alibi_slopes_, p_dropout, softmax_scale, {C_WINDOW}, deterministic, gen_, rng_state",
+        "varlen_bwd": f"{C_GRADIENTS}, cu_seqlens_q, cu_seqlens_k, alibi_slopes_, {C_LENGTHS}, {C_WINDOW}, deterministic, gen_, rng_state",
+        "fwd_kvcache": "q, kcache, vcache, k_, v_, seqlens_k_, rotary_cos_, rotary_sin_, cache_batch_idx_, leftpad_k_, block_table_, "
+        "alibi_slopes_, out_, softmax_scale, is_causal, window_size_left, window_size_right, softcap, is_rotary_interleaved, num_splits",
     },
     "flash_attn.cute": {
         "flash_attn_func": "q, k, v, qv=None, gather_kv_indices=None, softmax_scale=None, causal=False, window_size=(None, None), "
@@ -127,8 +153,12 @@ NAMES = {
     "FlashAttnKVPackedFunc FlashAttnVarlenQKVPackedFunc FlashAttnVarlenKVPackedFunc flash_attn_kvpacked_func",
     "flash_attn.bert_padding": "IndexFirstAxis IndexPutFirstAxis index_first_axis index_put_first_axis rearrange",
     "flash_attn.ops.activations": "swiglu",
-    "flash_attn_2_cuda": "fwd varlen_fwd bwd varlen_bwd fwd_kvcache",
     "flash_attn.cute": "flash_attn_varlen_func",
+    "flash_attn.flash_attn_mlx": "flash_attn_func flash_attn_qkvpacked_func flash_attn_kvpacked_func flash_attn_varlen_func "
+    "flash_attn_varlen_qkvpacked_func flash_attn_varlen_kvpacked_func flash_attn_with_kvcache is_mlx_available",
+    "flash_attn.flash_attn_mlx.paged_cache": "update_paged_kv_cache",
+    "flash_attn.flash_attn_mlx.device": "check_mlx_requirements",
+    "flash_attn_interface": "maybe_contiguous",
 }
 
 
@@ -151,6 +181,14 @@ def test_name_exists(module, name):
     if name == "rearrange":
         pytest.importorskip("einops")
     assert find(module, name) is not None
+
+
+@pytest.mark.parametrize("name", ["forward", "backward", "varlen_forward", "varlen_backward"])
+def test_operators_take_what_the_functions_take(name):
+    function, operator = (find("flash_attn.flash_attn_interface", f"{prefix}flash_attn_{name}") for prefix in ("_", "_wrapped_"))
+    expected = {p.name: None if p.default is p.empty else p.default for p in inspect.signature(function).parameters.values()}
+    found = {a.name: a.default_value if a.has_default_value() else None for a in operator.default._schema.arguments}
+    assert list(found.items()) == list(expected.items())
 
 
 def test_callers_find_arguments_by_inspection():
@@ -181,6 +219,16 @@ def test_return_arity():
     assert [type(c), len(c)] == [list, 4] and torch.equal(c[0], out)
     gradients = flash_attn_2_cuda.bwd(out, q, k, v, c[0], c[1], None, None, None, None, 0.0, 0.5, True, -1, -1, 0.0, False, None, c[3])
     assert [x.shape for x in gradients] == [q.shape, k.shape, v.shape, c[1].shape]
+    packed, cu = [x[0] for x in (q, k, v)], torch.tensor([0, 5], dtype=torch.int32)
+    tail = (0.0, 0.5, False, True, -1, -1, 0.0)
+    c = flash_attn_2_cuda.varlen_fwd(*packed, None, cu, cu, None, None, None, None, 5, 5, *tail, False, None)
+    assert len(c) == 4 and torch.equal(c[0], out[0])
+    given = (out[0], *packed, *c[:2], None, None, None, cu, cu, None, 5, 5, *tail, False, None, c[3])
+    for found, expected in zip(flash_attn_2_cuda.varlen_bwd(*given), gradients, strict=True):
+        torch.testing.assert_close(found, expected[0])
+    caches = k.clone(), v.clone()
+    c = flash_attn_2_cuda.fwd_kvcache(q, *caches, None, None, None, *(None,) * 7, 0.5, True, -1, -1, 0.0, True, 0)
+    assert len(c) == 2 and torch.equal(c[0], out)
     assert len(find("flash_attn.flash_attn_interface", "_wrapped_flash_attn_forward")(q, k, v, *mask, False)) == 4
     assert torch.equal(FlashAttnFunc.apply(q, k, v, 0.0, 0.5, True, (-1, -1), 0.0, None, False, False, True), out)
     assert torch.equal(flash_attn_interface.flash_attn_func(q, k, v, 0.5, True), out)
@@ -192,12 +240,24 @@ def test_return_arity():
 
 
 def test_what_has_no_kernel_is_refused():
+    import flash_attn_2_cuda
     import flash_attn_interface
     from flash_attn import cute
 
     q, k, v = (torch.randn(1, 5, 2, 4) for _ in range(3))
-    with pytest.raises(NotImplementedError, match=r"\[flash_attn_func\] q_descale: expected None"):
-        flash_attn_interface.flash_attn_func(q, k, v, q_descale=torch.ones(1, 2))
+    cu, ones = torch.tensor([0, 5], dtype=torch.int32), torch.ones(1, 2)
+    calls = {
+        "flash_attn_func": (q, k, v),
+        "flash_attn_qkvpacked_func": (torch.stack((q, k, v), 2),),
+        "flash_attn_varlen_func": (q[0], k[0], v[0], cu, cu, 5, 5),
+        "flash_attn_with_kvcache": (q, k, v),
+        "_flash_attn_forward": (q, k, v),
+    }
+    for (name, arguments), descale in itertools.product(calls.items(), ("q_descale", "k_descale", "v_descale")):
+        with pytest.raises(NotImplementedError, match=rf"\[{name}\] {descale}: expected None, for there is no such kernel, found Tensor"):
+            getattr(flash_attn_interface, name)(*arguments, **{descale: ones})
+    with pytest.raises(NotImplementedError, match=r"\[fwd\] gen_: expected None .*default generator.*, found a generator"):
+        flash_attn_2_cuda.fwd(q, k, v, None, None, 0.5, 0.5, True, -1, -1, 0.0, False, torch.Generator())
     with pytest.raises(NotImplementedError, match=r"\[flash_attn_func\] mask_mod: expected None"):
         cute.flash_attn_func(q, k, v, mask_mod=lambda *_: True)
 

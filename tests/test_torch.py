@@ -191,6 +191,32 @@ def test_per_sample_gradients_of_bias_and_sink():
     close(found, expected)
 
 
+def test_slopes_are_constants_with_tangents():
+    q, k, v = arrays(1, 5, 2, 4, grad=True)
+    slopes = torch.tensor([0.3, 0.1], dtype=torch.float64, requires_grad=True)
+
+    def ours(slopes):
+        return flash_attn_func(q, k, v, causal=True, alibi_slopes=slopes.float())
+
+    def theirs(slopes):
+        distance = torch.arange(5).sub(torch.arange(5)[:, None]).abs()
+        bias = torch.full((5, 5), -torch.inf).triu(1) - slopes.float()[:, None, None] * distance
+        scores = torch.einsum("bihd,bjhd->bhij", q, k) / 2 + bias
+        return torch.einsum("bhij,bjhd->bihd", scores.softmax(-1), v)
+
+    close(*(torch.func.jvp(f, (slopes.detach(),), (slopes.detach() * 2,)) for f in (ours, theirs)), 1e-7)
+    mixed = []
+    for f in (ours, theirs):
+        (dq,) = torch.autograd.grad(f(slopes).sin().sum(), q, create_graph=True)
+        mixed.append(torch.autograd.grad(dq.square().sum(), k, retain_graph=True)[0])
+        if f is ours:
+            assert torch.autograd.grad(dq.square().sum(), slopes, allow_unused=True) == (None,)
+    close(*mixed, 1e-7)
+    assert torch.autograd.grad(ours(slopes).sum(), slopes, allow_unused=True) == (None,)
+    with pytest.raises(NotImplementedError, match=r"\[flash_attn_func\] alibi_slopes: expected a constant, for it has no gradient"):
+        torch.func.grad(lambda slopes: ours(slopes).sum())(slopes.detach())
+
+
 # ---- autocast, checkpoint, seeds ---------------------------------------------------------------------------------------
 
 
@@ -294,6 +320,29 @@ def test_backward_writes_in_place_and_takes_a_foreign_lse():
     close(shares, dq, 2e-6)
 
 
+def test_private_functions_are_blind_to_derivatives_and_tracing():
+    from flash_attn.flash_attn_interface import _flash_attn_backward, _flash_attn_forward
+
+    q, k, v = arrays(1, 5, 2, 4, dtype=torch.float32, grad=True)
+    mask = (0.0, 0.5, True, -1, -1, 0.0, None)
+    out, *_ = _flash_attn_forward(q, k, v, *mask, False)
+    assert not out.requires_grad
+
+    def both(q):
+        gradients = [torch.empty_like(x) for x in (q, k, v)]
+        again, lse, _, _ = _flash_attn_forward(q, k, v, *mask, False)
+        _flash_attn_backward(torch.ones_like(again), q, k, v, again, lse, *gradients, *mask, False)
+        return again, *gradients
+
+    q, k, v = (x.detach() for x in (q, k, v))
+    expected = both(q)
+    close(torch.jit.trace(both, (q,), check_trace=False)(q), expected, 0)
+    with torch.autograd.forward_ad.dual_level():  # of which nobody here has a tangent
+        close(both(q), expected, 0)
+    with torch.autocast("cpu", torch.bfloat16):  # whoever calls these has cast already
+        close(both(q), expected, 0)
+
+
 # ---- caches ------------------------------------------------------------------------------------------------------------
 
 
@@ -305,6 +354,37 @@ def test_cache_has_no_backward_and_says_so():
         out.sum().backward()
     with pytest.raises(ValueError, match=r"k_cache: expected a cache that does not require grad"):
         flash_attn_with_kvcache(q, k_cache.requires_grad_(), v_cache, k, v, cache_seqlens=3)
+
+
+def test_a_cache_that_is_written_has_no_transforms_and_says_so():
+    q, k, v = arrays(2, 1, 2, 8, dtype=torch.float32)
+    k_cache, v_cache = arrays(2, 9, 2, 8, count=2, dtype=torch.float32)
+
+    def step(q):
+        return flash_attn_with_kvcache(q, k_cache, v_cache, k, v, cache_seqlens=3)
+
+    def of_a_dual(q):
+        with torch.autograd.forward_ad.dual_level():
+            return step(torch.autograd.forward_ad.make_dual(q, q))
+
+    before = k_cache.clone()
+    for call in (
+        of_a_dual,
+        lambda q: torch.func.jvp(step, (q,), (q,)),
+        torch.func.grad(lambda q: step(q).sum()),
+        torch.vmap(lambda q: step(q[None].expand(2, -1, -1, -1))),
+    ):
+        with pytest.raises(NotImplementedError, match=r"\[flash_attn_with_kvcache\] writes into its caches: expected a call outside"):
+            call(q)
+    assert torch.equal(k_cache, before)
+    with torch.autograd.forward_ad.dual_level():
+        assert step(q).shape == q.shape  # no tangent, no derivative that could be missed
+
+
+def test_a_cache_that_is_read_has_tangents():
+    q, (k_cache, v_cache) = arrays(2, 1, 2, 8, count=1)[0], arrays(2, 9, 2, 8, count=2)
+    found = torch.func.jvp(lambda q: flash_attn_with_kvcache(q, k_cache, v_cache, cache_seqlens=3), (q,), (q * 2,))
+    close(found, torch.func.jvp(lambda q: plain(q, k_cache[:, :3], v_cache[:, :3], False), (q,), (q * 2,)))
 
 
 def test_cache_update_is_seen_by_autograd():
@@ -429,6 +509,10 @@ def test_bad_arrays(change, error, message):
 
 def test_bad_seed():
     q, k, v = arrays(1, 5, 2, 4, dtype=torch.float32)
+    with pytest.raises(ValueError, match=r"rng_state: expected an array on the device of q, cpu, found meta"):
+        flash_attn_func(q, k, v, dropout_p=0.5, rng_state=torch.zeros(2, dtype=torch.int64, device="meta"))
+    with pytest.raises(TypeError, match=r"rng_state: expected a PyTorch array like the others, found torch._C.Generator"):
+        flash_attn_func(q, k, v, dropout_p=0.5, rng_state=torch.Generator())
     with pytest.raises(TypeError, match=r"rng_state: expected dtype int64 or uint32, found float32"):
         flash_attn_func(q, k, v, dropout_p=0.5, rng_state=torch.tensor([1.0, 2.0]))
 

@@ -72,6 +72,12 @@ def _with_lengths(function, cu, longest, q, k, v):
     return function(q, k, v, cu, longest)
 
 
+@pytest.mark.parametrize("rows, keys", [(0, 5), (5, 0)])
+def test_nothing_to_do(rows, keys):
+    leaves = [*arrays(2, rows, 2, 8, count=1), *arrays(2, keys, 2, 8, count=2)]
+    same(torch.compile(flash_attn_func, backend="aot_eager", fullgraph=True), flash_attn_func, *leaves)
+
+
 def test_sink_bias_and_lse():
     def function(q, k, v, bias, sink):
         out, lse, _ = flash_attn_func(q, k, v, attn_bias=bias, learnable_sink=sink, return_attn_probs=True)
@@ -154,6 +160,56 @@ def test_export(strict):
         torch.testing.assert_close(program.module()(x), block(x))
 
 
+CALLS = {
+    "grad": lambda q, k, v: torch.func.grad(lambda q: flash_attn_func(q, k, v, causal=True).sin().sum())(q),
+    "jvp": lambda q, k, v: torch.func.jvp(lambda q: flash_attn_func(q, k, v, causal=True), (q,), (k,))[1],
+    "vmap": lambda q, k, v: torch.vmap(lambda q, k: flash_attn_func(q, k, v, causal=True))(q[:, None], k[:, None]),
+    "vmap of grad": lambda q, k, v: torch.vmap(torch.func.grad(lambda q: flash_attn_func(q[None], k, v).sin().sum()))(q),
+}
+
+
+@pytest.mark.parametrize("function", CALLS.values(), ids=CALLS)
+def test_torch_func_inside(function):
+    q, k, v = arrays(1, 9, 2, 8, grad=False)
+    compiled = torch.compile(function, backend="aot_eager", fullgraph=True)
+    expected = function(q, k, v)
+    torch.testing.assert_close(compiled(q, k, v), expected)
+    assert expected.abs().max() > 0.1
+    with pytest.raises(Exception, match=r"\[flash_attn_func\] v: expected"):
+        compiled(q, k, v[:, :5])
+
+
+@pytest.mark.parametrize("transform", ["vmap", "grad"])
+def test_a_compiled_function_outlives_torch_func(transform):
+    q, k, v = (x[None] for x in arrays(1, 9, 2, 8))
+    compiled = torch.compile(lambda q, k, v: flash_attn_func(q, k, v, causal=True), backend="aot_eager")
+    if transform == "vmap":
+        torch.testing.assert_close(torch.vmap(compiled)(q, k, v)[0], flash_attn_func(q[0], k[0], v[0], causal=True))
+    else:
+        torch.func.grad(lambda q: compiled(q, k[0], v[0]).sum())(q[0].detach())
+    same(compiled, lambda q, k, v: flash_attn_func(q, k, v, causal=True), q[0], k[0], v[0])
+
+
+def test_the_longest_sequence_is_found_while_it_runs():
+    def packed(q, cu):
+        longest = int((cu[1:] - cu[:-1]).max())
+        return flash_attn_varlen_func(q, q, q, cu, cu, longest, longest, causal=True)
+
+    (q,) = arrays(9, 2, 8, count=1)
+    with torch._dynamo.config.patch(capture_scalar_outputs=True):
+        compiled = torch.compile(packed, backend="aot_eager", fullgraph=True)
+        for lengths in ([0, 4, 9], [0, 1, 9]):
+            cu = torch.tensor(lengths, dtype=torch.int32)
+            same(lambda q, cu=cu: compiled(q, cu), lambda q, cu=cu: packed(q, cu), q)
+
+
+def test_upstreams_autograd_classes():
+    def function(q, k, v):
+        return flash_attn_interface.FlashAttnFunc.apply(q, k, v, 0.0, None, True, (-1, -1), 0.0, None, False, False)
+
+    same(torch.compile(function, backend="aot_eager", fullgraph=True), function, *arrays(2, 9, 2, 8))
+
+
 def test_make_fx_sees_an_operator():
     q, k, v = arrays(1, 9, 2, 8, grad=False)
     graph = make_fx(lambda q, k, v: flash_attn_func(q, k, v))(q, k, v)
@@ -171,6 +227,51 @@ def test_checks_happen_while_tracing():
     with pytest.raises(Exception, match=r"\[flash_attn_func\] k: expected a head count"):
         torch.compile(lambda q, k, v: flash_attn_func(q, k, v), backend=backend, fullgraph=True)(q, k[:, :, :1].expand(2, 9, 3, 8), v)
     assert not ran
+
+
+def with_cache(q, k_cache, v_cache):
+    return flash_attn_with_kvcache(q, k_cache, v_cache, q, q, cache_seqlens=3)
+
+
+@pytest.mark.parametrize(
+    "function, change, message",
+    [
+        (flash_attn_func, {1: lambda k: k.half()}, r"\[flash_attn_func\] k: expected dtype float32 as q, found float16"),
+        (flash_attn_func, {2: lambda v: v.to("meta")}, r"\[flash_attn_func\] v: expected an array on the device of q, cpu, found meta"),
+        (
+            flash_attn_func,
+            {1: lambda k: k.numpy()},
+            r"\[flash_attn_func\] k: expected a PyTorch array like the others, found numpy.ndarray",
+        ),
+        (flash_attn_func, {3: lambda _: 1.5}, r"\[flash_attn_func\] dropout_p: expected .* found 1.5"),
+        (with_cache, {1: lambda k: k.clone().requires_grad_()}, r"k_cache: expected a cache that does not require grad"),
+        (with_cache, {2: lambda v: v[:, :2]}, r"\[flash_attn_with_kvcache\] v_cache: expected"),
+    ],
+    ids=["dtype", "device", "numpy", "dropout", "requires grad", "shape"],
+)
+def test_one_clear_message_while_tracing(function, change, message):
+    given = [*arrays(2, 9, 2, 8, grad=False), 0.0] if function is flash_attn_func else arrays(2, 9, 2, 8, grad=False)
+    given = [change.get(i, lambda x: x)(x) for i, x in enumerate(given)]
+    with pytest.raises(Exception, match=message):
+        torch.compile(lambda *given: function(*given), backend="aot_eager", fullgraph=True)(*given)
+
+
+def test_slopes_that_require_grad():
+    q, k, v = arrays(2, 9, 2, 8)
+    slopes = torch.tensor([0.3, 0.1], requires_grad=True)
+    compiled = torch.compile(lambda q: flash_attn_func(q, k, v, alibi_slopes=slopes), backend="aot_eager", fullgraph=True)
+    same(compiled, lambda q: flash_attn_func(q, k, v, alibi_slopes=slopes), q)
+    assert slopes.grad is None
+
+
+def test_private_functions_under_autocast():
+    q, k, v = arrays(1, 9, 2, 8, grad=False)
+
+    def function(q, k, v):
+        with torch.autocast("cpu", torch.bfloat16):
+            return flash_attn_interface._flash_attn_forward(q, k, v, 0.0, 8**-0.5, True, -1, -1, 0.0, None, False)[0]
+
+    assert torch.equal(torch.compile(function, backend="aot_eager", fullgraph=True)(q, k, v), function(q, k, v))
 
 
 def test_values_are_checked_when_it_runs():

@@ -11,7 +11,7 @@ import pytest
 torch = pytest.importorskip("torch")
 from torch.nn import functional  # noqa: E402
 
-from flash_attn import bert_padding  # noqa: E402
+from flash_attn import bert_padding, flash_attn_interface, flash_attn_qkvpacked_func  # noqa: E402
 from flash_attn.layers.rotary import RotaryEmbedding, apply_rotary_emb, apply_rotary_emb_kv_, apply_rotary_emb_qkv_, apply_rotary_emb_torch  # noqa: E402
 from flash_attn.losses.cross_entropy import CrossEntropyLoss  # noqa: E402
 from flash_attn.ops import layer_norm, rms_norm  # noqa: E402
@@ -197,6 +197,59 @@ def test_cross_entropy(smoothing, reduction):
     weight = torch.randn_like(expected)
     torch.testing.assert_close(*(torch.autograd.grad((x * weight).sum(), logits, retain_graph=True)[0] for x in (found, expected)))
     assert isinstance(copy.deepcopy(module), CrossEntropyLoss)
+
+
+def test_second_derivative_of_cross_entropy():
+    logits, labels, weight = torch.randn(7, 11), torch.randint(0, 11, (7,)), torch.randn(7, 11)
+    labels[2] = -100
+
+    def twice(function):
+        x = logits.clone().requires_grad_()
+        (first,) = torch.autograd.grad(function(x * 1).sin(), x, create_graph=True)
+        return torch.autograd.grad((first * weight).sum() + x.square().sum(), x)[0]
+
+    def expected(x):
+        z = (x * 1.5).logsumexp(-1).square()[labels >= 0].mean()
+        return functional.cross_entropy(x * 1.5, labels, label_smoothing=0.2) + 0.1 * z
+
+    given = {"logit_scale": 1.5, "label_smoothing": 0.2, "lse_square_scale": 0.1}
+    torch.testing.assert_close(twice(lambda x: CrossEntropyLoss(**given)(x, labels)), twice(expected), atol=1e-5, rtol=1e-4)
+    with pytest.raises(NotImplementedError, match=r"\[cross_entropy_loss\] has a second derivative only without inplace_backward"):
+        twice(lambda x: CrossEntropyLoss(inplace_backward=True)(x, labels))
+
+
+class Model(torch.nn.Module):
+    """Everything of ours that a model may hold, one of the functions among it."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.qkv, self.rotary = RMSNorm(16), torch.nn.Linear(16, 48), RotaryEmbedding(8)
+        self.attend, self.loss = flash_attn_qkvpacked_func, CrossEntropyLoss(label_smoothing=0.1)
+
+    def forward(self, x, labels):
+        qkv = self.rotary(self.qkv(self.norm(x)).unflatten(-1, (3, 2, 8)))
+        return self.loss(self.attend(qkv, causal=True).flatten(2).flatten(0, 1), labels)
+
+
+def test_models_are_copied_pickled_and_compiled():
+    model, x, labels = Model(), torch.randn(2, 5, 16), torch.randint(0, 16, (10,))
+    expected = model(x, labels)
+    expected.backward()
+    copies = (
+        copy.deepcopy(model),
+        pickle.loads(pickle.dumps(model)),
+        torch.compile(copy.deepcopy(model), backend="aot_eager", fullgraph=True),
+    )
+    for other in copies:
+        other.zero_grad()
+        found = other(x, labels)
+        found.backward()
+        torch.testing.assert_close(found, expected)
+        for a, b in zip(other.parameters(), model.parameters(), strict=True):
+            torch.testing.assert_close(a.grad, b.grad)
+    names = ("flash_attn_func", "flash_attn_varlen_func", "flash_attn_with_kvcache", "_flash_attn_forward", "_flash_attn_varlen_backward")
+    for function in (getattr(flash_attn_interface, name) for name in names):
+        assert pickle.loads(pickle.dumps(function)) is function
 
 
 def test_z_loss_and_what_is_given():

@@ -15,7 +15,7 @@ from flash_attn.interface import (
     flash_attn_with_kvcache,
 )
 
-__version__ = "2.8.3"  # of the interface, as clients compare it; releases of this package are 2.8.3.postN
+__version__ = "2.8.3"  # of the interface, as clients compare it; releases of this package are its builds, 2.8.3-N
 
 __all__ = [
     "explain",

@@ -4,6 +4,7 @@ and context parallelism call with their own (out, lse), and the autograd classes
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import torch
@@ -57,9 +58,10 @@ def _forward(function: str, arrays: Arrays, options: Options, return_softmax: bo
         if return_softmax:
             options = options._replace(wants=wants(Role.PROBABILITIES))
     with torch.no_grad():
-        out, lse, probabilities = FRAMEWORK.attention(function, arrays, options)
+        results = torch_ops.run(function, Pass.FORWARD, torch_ops.materialised(arrays), options)
     rng_state = arrays[Role.SEED] if options.dropout else torch.zeros(2, dtype=torch.int64, device=q.device)
-    return out, lse, q.new_empty((0,)) if probabilities is None else probabilities, rng_state
+    probabilities = results.get(Role.PROBABILITIES)
+    return results[Role.OUT], results[Role.LSE], q.new_empty((0,)) if probabilities is None else probabilities, rng_state
 
 
 def _backward(function: str, arrays: Arrays, options: Options) -> Tensor:
@@ -256,9 +258,14 @@ def _flash_attn_varlen_backward(
 # ------------------------------------------------------------------------------------- the same as operators: _wrapped_flash_attn_*
 
 
+_running = threading.local()  # .operator: this thread is inside one of the operators below, which the dispatcher has called
+
+
 def _traces(q: Any) -> bool:
     """Whether the call belongs to the dispatcher: it is being traced, or its arrays are not plain tensors."""
-    return torch.compiler.is_compiling() or (isinstance(q, torch.Tensor) and not torch_ops.is_eager({Role.Q: q}))
+    if torch.compiler.is_compiling():
+        return True
+    return isinstance(q, torch.Tensor) and not torch_ops.is_eager({Role.Q: q}) and not getattr(_running, "operator", False)
 
 
 _MASK = "float dropout_p, float? softmax_scale, bool causal, SymInt window_size_left{0}, SymInt window_size_right{0}, float softcap{1}"
@@ -284,7 +291,15 @@ _SCHEMAS = {
 def _operator(function: Any) -> Any:
     name = function.__name__
     written = ("dq", "dk", "dv") if "backward" in name else ()
-    return torch.library.custom_op(f"flash_attn::{name}", function, mutates_args=written, schema=_SCHEMAS[name])
+
+    def kernel(*arguments: Any, **named: Any) -> Any:
+        _running.operator = True
+        try:
+            return function(*arguments, **named)
+        finally:
+            _running.operator = False
+
+    return torch.library.custom_op(f"flash_attn::{name}", kernel, mutates_args=written, schema=_SCHEMAS[name])
 
 
 _forward_operator, _varlen_forward_operator = _operator(_flash_attn_forward), _operator(_flash_attn_varlen_forward)
@@ -340,8 +355,11 @@ def _results(function: Any, *args: Any, return_softmax: bool, is_grad_enabled: b
         return function(*args, return_attn_probs=return_softmax, **kwargs)
 
 
-class FlashAttnFunc(torch.autograd.Function):
-    """FlashAttnFunc.apply(...) is flash_attn_func in upstream's positional order, with its gradients of any order."""
+class FlashAttnFunc:
+    """FlashAttnFunc.apply(...) is flash_attn_func in upstream's positional order, with its gradients of any order.
+
+    No torch.autograd.Function: torch.compile would look into it for a forward and a backward.
+    """
 
     @staticmethod
     def apply(
@@ -351,7 +369,7 @@ class FlashAttnFunc(torch.autograd.Function):
         return _results(flash_attn_func, q, k, v, *mask, return_softmax=return_softmax, is_grad_enabled=is_grad_enabled)
 
 
-class FlashAttnQKVPackedFunc(torch.autograd.Function):
+class FlashAttnQKVPackedFunc:
     """flash_attn_qkvpacked_func, as FlashAttnFunc."""
 
     @staticmethod
@@ -362,7 +380,7 @@ class FlashAttnQKVPackedFunc(torch.autograd.Function):
         return _results(flash_attn_qkvpacked_func, qkv, *mask, return_softmax=return_softmax, is_grad_enabled=is_grad_enabled)
 
 
-class FlashAttnKVPackedFunc(torch.autograd.Function):
+class FlashAttnKVPackedFunc:
     """flash_attn_kvpacked_func, as FlashAttnFunc."""
 
     @staticmethod
@@ -373,7 +391,7 @@ class FlashAttnKVPackedFunc(torch.autograd.Function):
         return _results(flash_attn_kvpacked_func, q, kv, *mask, return_softmax=return_softmax, is_grad_enabled=is_grad_enabled)
 
 
-class FlashAttnVarlenFunc(torch.autograd.Function):
+class FlashAttnVarlenFunc:
     """flash_attn_varlen_func, as FlashAttnFunc."""
 
     @staticmethod
@@ -387,7 +405,7 @@ class FlashAttnVarlenFunc(torch.autograd.Function):
         return _results(flash_attn_varlen_func, q, k, v, *lengths, *mask, **more)
 
 
-class FlashAttnVarlenQKVPackedFunc(torch.autograd.Function):
+class FlashAttnVarlenQKVPackedFunc:
     """flash_attn_varlen_qkvpacked_func, as FlashAttnFunc."""
 
     @staticmethod
@@ -400,7 +418,7 @@ class FlashAttnVarlenQKVPackedFunc(torch.autograd.Function):
         return _results(flash_attn_varlen_qkvpacked_func, qkv, cu_seqlens, max_seqlen, *mask, **more)
 
 
-class FlashAttnVarlenKVPackedFunc(torch.autograd.Function):
+class FlashAttnVarlenKVPackedFunc:
     """flash_attn_varlen_kvpacked_func, as FlashAttnFunc."""
 
     @staticmethod

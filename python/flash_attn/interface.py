@@ -115,8 +115,8 @@ def options_of(
         has_offsets=q_offset is not None or k_offset is not None,
         q_offset=0 if q_offset is None else integer(function, "q_offset", q_offset),
         k_offset=0 if k_offset is None else integer(function, "k_offset", k_offset),
-        max_rows=integer(function, "max_seqlen" if "varlen_qkvpacked" in function else "max_seqlen_q", max_rows),
-        max_keys=integer(function, "max_seqlen_k", max_keys),
+        max_rows=framework.length(function, "max_seqlen" if "varlen_qkvpacked" in function else "max_seqlen_q", max_rows),
+        max_keys=framework.length(function, "max_seqlen_k", max_keys),
         out_dtype=_dtype(framework, function, out_dtype),
         splits=integer(function, "num_splits", num_splits, bits=32),
     )

@@ -88,7 +88,7 @@ def gather(xp: Any, arrays: Arrays, options: Options) -> Call:
         chunk=options.chunk,
         scale=dim**-0.5 if options.scale is None else options.scale,
         softcap=options.softcap,
-        slopes=None if slopes is None else xp.reshape(xp.astype(xp.constant(slopes), real), (-1, heads, 1, 1)),
+        slopes=None if slopes is None else xp.reshape(xp.astype(slopes, real), (-1, heads, 1, 1)),
         bias=_four_axes(xp, arrays.get(Role.BIAS), real),
         sink=None if sink is None else xp.reshape(xp.astype(sink, real), (1, -1, 1, 1)),
         seed=arrays.get(Role.SEED) if options.dropout else None,

@@ -7,6 +7,7 @@ frameworks/torch.py go to run() without a detour through the dispatcher, which c
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -29,9 +30,9 @@ def view(tensor: torch.Tensor, real: bool = True) -> _core.View:
     """The core's view of a tensor; ``real`` False: of its shape only, for tensors without memory."""
     device = tensor.device
     shape = [_hint(n) for n in tensor.shape]
-    if 0 in shape:  # strides of an array without elements may be anything
-        tensor = torch.empty(shape, dtype=tensor.dtype, device=device if real else "meta")
     strides = [_hint(n) for n in tensor.stride()]
+    if 0 in shape:  # may be anything in an array without elements
+        strides = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
     kind, owner = _KINDS.get(device.type, 0), tensor if real else None
     return _core.view_of_address(tensor.data_ptr() if real else 0, CODES[tensor.dtype], shape, strides, kind, device.index or 0, owner)
 
@@ -92,7 +93,8 @@ if hasattr(torch.Tensor, "__dlpack_c_exchange_api__"):
 
 def run(function: str, which: int, arrays: Arrays, options: Options, written: int = 0) -> Arrays:
     """One pass on plain tensors: what it wrote, by role. ``written``: bits of roles that are written in place."""
-    results = EXCHANGE.run(function, which, arrays, options, written, on_main_thread())
+    # not EXCHANGE.run(): TorchDynamo, which may come here after torch.vmap(compiled), forgets the object of methods that are written in C++
+    results = type(EXCHANGE).run(EXCHANGE, function, which, arrays, options, written, on_main_thread())
     if written:
         for role, tensor in arrays.items():
             if written >> role & 1 and not tensor.is_inference():
@@ -118,7 +120,7 @@ CACHES = wants(Role.K, Role.V)
 def run_with_kvcache(function: str, arrays: Arrays, options: Options) -> tuple[torch.Tensor, torch.Tensor]:
     """(out, lse), after the new keys, if any, have been written into the caches; nothing is written if anything is wrong."""
     if any(role in arrays for role in (Role.NEW_K, Role.NEW_V, Role.COS, Role.SIN)):
-        EXCHANGE.check(function, Pass.FORWARD, arrays, options, CACHES)
+        type(EXCHANGE).check(EXCHANGE, function, Pass.FORWARD, arrays, options, CACHES)
         some = {role: array for role, array in arrays.items() if role in APPEND_ROLES}
         turned = options._replace(wants=wants(Role.ROTATED_Q) if Role.COS in arrays else 0)
         results = run(function, Pass.APPEND, some, turned, CACHES)
@@ -313,6 +315,11 @@ class Namespace(namespaces.Namespace):
         return torch.minimum(x, other) if isinstance(other, torch.Tensor) else torch.clamp(x, max=other)
 
 
+def asked(roles: Sequence[int], needs: Sequence[bool]) -> list[int]:
+    """Roles of which autograd wants a gradient: slopes, though they may require one, are constants, as they are upstream."""
+    return [role for role, wanted in zip(roles, needs) if wanted and role != Role.SLOPES]
+
+
 def gradients(
     function: str, arrays: Arrays, options: Options, dout: Any, dlse: Any, needed: dict[int, int], step: Callable[..., Arrays]
 ) -> Arrays:
@@ -364,7 +371,7 @@ def _save_forward(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor,
 
 def _forward_backward(ctx: Any, dout: Any, dlse: Any, _: Any) -> tuple[Any, ...]:
     arrays = {role: x for role, x in zip((*FORWARD_ROLES, Role.OUT, Role.LSE), ctx.saved_tensors) if x is not None}
-    needed = {role: _BY_GRADIENT[role] for role, needs in zip(FORWARD_ROLES, ctx.needs_input_grad[1:]) if needs}
+    needed = {role: _BY_GRADIENT[role] for role in asked(FORWARD_ROLES, ctx.needs_input_grad[1:])}
 
     def step(function: str, arrays: Arrays, options: Options) -> Arrays:
         return dict(zip(GRADIENTS, torch.ops.flash_attn.backward(function, *flatten(BACKWARD_ROLES, arrays, options))))
@@ -381,7 +388,7 @@ def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor
 
 def _backward_backward(ctx: Any, *cotangents: Any) -> tuple[Any, ...]:
     arrays = {role: x for role, x in zip(BACKWARD_ROLES, ctx.saved_tensors) if x is not None}
-    needed = [role for role, needs in zip(BACKWARD_ROLES, ctx.needs_input_grad[1:]) if needs]
+    needed = asked(BACKWARD_ROLES, ctx.needs_input_grad[1:])
     found = second_order_of_operator(arrays, Options(*ctx.options), needed, cotangents)
     return None, *(found.get(role) for role in BACKWARD_ROLES), *(None for _ in ctx.options)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from flash_attn import _core
 from flash_attn.call import DTYPE_NAMES, Arrays, Options, Role
+from flash_attn.scalars import integer
 
 _main_thread = threading.main_thread().ident
 
@@ -67,6 +68,10 @@ class Framework:
     def seed(self, like: Any) -> Any:
         """A SEED array, uint32[4] or int64[2], drawn from the framework's own generator."""
         raise NotImplementedError
+
+    def length(self, function: str, name: str, value: Any) -> int:
+        """An integer that depends on data, as users give it."""
+        return integer(function, name, value)
 
     def quick(self, function: str, arrays: Arrays, values: tuple[Any, ...], with_lse: bool) -> tuple[Any, Any] | None:
         """(out, lse or anything) of a call like most, or None: then the long way, which converts and checks options, is to be taken.

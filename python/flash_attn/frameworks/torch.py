@@ -59,6 +59,10 @@ class Torch(Framework):
         drawn = torch.randint(0, 2**63 - 1, (1,), dtype=torch.int64, device=like.device)
         return drawn * torch.arange(1, -1, -1, device=like.device)  # offset 0
 
+    def length(self, function: str, name: str, value: Any) -> int:
+        # a number that is known only when the compiled function runs can be compared with nothing
+        return value if _is_compiling() and type(value) is int else super().length(function, name, value)
+
     def quick(self, function: str, arrays: Arrays, values: tuple[Any, ...], with_lse: bool) -> tuple[Any, Any] | None:
         if _is_compiling() or forward_ad._current_level >= 0 or _any_autocast():
             return None
@@ -91,12 +95,13 @@ class Torch(Framework):
             for role in (Role.K, Role.V):
                 if arrays[role].requires_grad:
                     raise ValueError(
-                        f"[{function}] {_core.argument_name(function, role)}: expected a cache that does not require grad, for it is "
+                        f"[{function}] {_argument(function, role)}: expected a cache that does not require grad, for it is "
                         "written in place, found one that does."
                     )
         if torch.compiler.is_compiling() or not _eager(arrays):
             _check_tensors(function, arrays)
             if writes:
+                _refuse_transforms(function, arrays)
                 return torch.ops.flash_attn.with_kvcache(function, *torch_ops.flatten(torch_ops.CACHE_ROLES, arrays, options))
             return _traced(function, arrays, options)[:2]
         if torch.is_grad_enabled() and any(x.requires_grad for x in arrays.values()):
@@ -140,11 +145,29 @@ def _differs(x: Any, dtype: torch.dtype) -> bool:
     return isinstance(x, torch.Tensor) and x.dtype in _FLOATS and x.dtype != dtype
 
 
+def _argument(function: str, role: int) -> str:
+    return _core.argument_name(function, role)
+
+
+_argument._dynamo_marked_constant = True  # torch.compiler.assume_constant_result() without the import of the compiler, which takes seconds
+
+
+def _refuse_transforms(function: str, arrays: Arrays) -> None:
+    """For a cache that is written: torch.func would leave its derivatives out without a word, or say something of its own insides."""
+    if torch.compiler.is_compiling():
+        return
+    if _forward_mode(arrays) or any(torch._C._functorch.is_functorch_wrapped_tensor(x) for x in arrays.values()):
+        raise NotImplementedError(
+            f"[{function}] writes into its caches: expected a call outside of torch.func.grad, vmap and jvp and without forward-mode "
+            "derivatives, found one inside."
+        )
+
+
 def _check_tensors(function: str, arrays: Arrays) -> None:
     for role, x in arrays.items():
         if not isinstance(x, torch.Tensor):
             raise TypeError(
-                f"[{function}] {_core.argument_name(function, role)}: expected a PyTorch array like the others, "
+                f"[{function}] {_argument(function, role)}: expected a PyTorch array like the others, "
                 f"found {type(x).__module__}.{type(x).__qualname__}."
             )
 
@@ -152,13 +175,30 @@ def _check_tensors(function: str, arrays: Arrays) -> None:
 def _traced(function: str, arrays: Arrays, options: Options) -> tuple[Any, Any, Any]:
     """For torch.compile, torch.export, torch.func, fake and meta tensors, subclasses, dispatch modes."""
     _check_tensors(function, arrays)
-    if not torch.compiler.is_compiling() and _forward_mode(arrays):
+    if _is_compiling():
+        if _differentiated_inside():
+            constants = {role: x.detach() for role, x in arrays.items()}
+            torch.ops.flash_attn.forward(function, *torch_ops.flatten(FORWARD_ROLES, constants, options))  # for its checks: it is dead code
+            return _formula(function, arrays, options)
+    elif _forward_mode(arrays):
+        torch_ops.check_fake(function, Pass.FORWARD, arrays, options)
         return _formula(function, arrays, options)
-    if not torch.compiler.is_compiling() and torch_ops.transforms() is not None:
-        out, lse, probabilities = _Transformed.apply(function, options, tuple(arrays), *arrays.values())
-    else:
-        out, lse, probabilities = torch.ops.flash_attn.forward(function, *torch_ops.flatten(FORWARD_ROLES, arrays, options))
+    elif torch_ops.transforms() is not None:
+        return _wanted(options, *_Transformed.apply(function, options, tuple(arrays), *arrays.values()))
+    return _wanted(options, *torch.ops.flash_attn.forward(function, *torch_ops.flatten(FORWARD_ROLES, arrays, options)))
+
+
+def _wanted(options: Options, out: Any, lse: Any, probabilities: Any) -> tuple[Any, Any, Any]:
     return out, lse, probabilities if options.wants >> Role.PROBABILITIES & 1 else None
+
+
+def _differentiated_inside() -> bool:
+    """Whether torch.func.grad or jvp is part of what is being compiled: in which operators take no part, but the plain formula does."""
+    kinds = torch._C._functorch.TransformType
+    return any(level.key() in (kinds.Grad, kinds.Jvp) for level in torch._C._functorch.get_interpreter_stack() or ())
+
+
+_differentiated_inside._dynamo_marked_constant = True  # evaluated while tracing, as _argument()
 
 
 def _forward_mode(arrays: Arrays) -> bool:
@@ -173,7 +213,6 @@ def _forward_mode(arrays: Arrays) -> bool:
 def _formula(function: str, arrays: Arrays, options: Options) -> tuple[Any, Any, Any]:
     from flash_attn import formula
 
-    torch_ops.check_fake(function, Pass.FORWARD, arrays, options)
     results = formula.run(torch_ops.Namespace(arrays[Role.Q].device), Pass.FORWARD, arrays, options)
     return results[Role.OUT], results[Role.LSE], results.get(Role.PROBABILITIES)
 
@@ -203,7 +242,7 @@ class _Attention(torch.autograd.Function):
         others = ctx.needs_input_grad[4:]  # bias, sink
         if dlse is None and dout is not None and not others and forward_ad._current_level < 0 and not _legacy_batched(dout):
             arrays[_DOUT] = dout
-            found = torch_ops.EXCHANGE.quick(function, _BACKWARD, arrays, options, on_main_thread())
+            found = type(torch_ops.EXCHANGE).quick(torch_ops.EXCHANGE, function, _BACKWARD, arrays, options, on_main_thread())
             if found is not None:
                 return None, *found
         if not has_lse and _is_grad_enabled():  # an lse that was no result is a constant to autograd: second order needs one that is not
@@ -244,7 +283,7 @@ class _Gradients(torch.autograd.Function):
     def backward(ctx: Any, *cotangents: Any) -> tuple[Any, ...]:
         options, roles, outputs = ctx.call
         arrays = dict(zip(roles, ctx.saved_tensors))
-        needed = [role for role, needs in zip(roles, ctx.needs_input_grad[3:]) if needs]
+        needed = torch_ops.asked(roles, ctx.needs_input_grad[3:])
         gradients = dict(zip(needed, torch_ops.second_order(arrays, options, needed, outputs, cotangents)))
         return None, None, None, *(gradients.get(role) for role in roles)
 
@@ -268,7 +307,10 @@ class _Transformed(torch.autograd.Function):
     def backward(ctx: Any, dout: torch.Tensor, dlse: torch.Tensor, _: torch.Tensor) -> tuple[Any, ...]:
         function, options, roles = ctx.call
         arrays = dict(zip((*roles, Role.OUT, Role.LSE), ctx.saved_tensors))
-        needed = {role: _GRADIENT_OF[role] for role, needs in zip(roles, ctx.needs_input_grad[3:]) if needs}
+        if Role.SLOPES in roles and ctx.needs_input_grad[3 + roles.index(Role.SLOPES)]:  # torch.func would make zeros of no gradient
+            name = _argument(function, Role.SLOPES)
+            raise NotImplementedError(f"[{function}] {name}: expected a constant, for it has no gradient, found an argument of torch.func.")
+        needed = {role: _GRADIENT_OF[role] for role in torch_ops.asked(roles, ctx.needs_input_grad[3:])}
 
         def step(function: str, arrays: Arrays, options: Options) -> Arrays:
             return dict(zip(GRADIENTS, _TransformedBackward.apply(function, options, tuple(arrays), *arrays.values())))
@@ -294,7 +336,7 @@ class _TransformedBackward(torch.autograd.Function):
     def backward(ctx: Any, *cotangents: torch.Tensor) -> tuple[Any, ...]:
         options, roles = ctx.call
         arrays = dict(zip(roles, ctx.saved_tensors))
-        needed = [role for role, needs in zip(roles, ctx.needs_input_grad[3:]) if needs]
+        needed = torch_ops.asked(roles, ctx.needs_input_grad[3:])
         found = torch_ops.second_order_of_operator(arrays, options, needed, cotangents)
         return None, None, None, *(found.get(role) for role in roles)
 

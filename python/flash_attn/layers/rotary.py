@@ -196,7 +196,7 @@ class RotaryEmbedding(torch.nn.Module):
             cached is not None
             and seqlen <= self._seq_len_cached
             and (cached.device, cached.dtype) == (device, dtype)
-            and not (self.training and cached.is_inference())
+            and (torch.compiler.is_compiling() or not (self.training and cached.is_inference()))
         ):
             return
         self._seq_len_cached = seqlen

@@ -47,16 +47,23 @@ class CrossEntropyLoss(torch.autograd.Function):
         z_losses = torch.where(ignored, 0.0, lse_square_scale * lse.square())
         losses = torch.where(ignored, 0.0, losses + lse) + z_losses
         ctx.save_for_backward(logits, lse, ignored, here, column)
-        ctx.numbers = smoothing, logit_scale, lse_square_scale, classes, inplace_backward
+        ctx.numbers = smoothing, logit_scale, lse_square_scale, classes, ranks, inplace_backward
         ctx.mark_non_differentiable(z_losses)
         return losses, z_losses
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_losses, _):
         logits, lse, ignored, here, column = ctx.saved_tensors
-        smoothing, logit_scale, lse_square_scale, classes, inplace = ctx.numbers
-        gradient = torch.exp(logits.float() * logit_scale - lse[:, None]) * (1.0 + 2.0 * lse_square_scale * lse)[:, None]
+        smoothing, logit_scale, lse_square_scale, classes, ranks, inplace = ctx.numbers
+        scaled = logits.float() * logit_scale
+        if torch.is_grad_enabled():  # create_graph=True: what is saved is a constant, and logits that are written over are lost
+            if inplace or ranks > 1:
+                raise NotImplementedError(
+                    "[cross_entropy_loss] has a second derivative only without inplace_backward and process_group: expected neither, "
+                    f"found inplace_backward {inplace} and {ranks} processes."
+                )
+            lse = scaled.logsumexp(dim=-1)
+        gradient = torch.exp(scaled - lse[:, None]) * (1.0 + 2.0 * lse_square_scale * lse)[:, None]
         gradient.scatter_add_(1, column, -(1.0 - smoothing) * here[:, None].to(gradient.dtype))
         if smoothing:
             gradient -= smoothing / classes
