@@ -342,6 +342,7 @@ SCALARS = [
     Rule(cache, {"num_splits": "2"}, TypeError, "num_splits", "expected an integer"),
     Rule(cache, {"softcap": "2"}, TypeError, "softcap", "expected a number"),
 ]
+RULES = TYPES + DTYPE_RULES + SHAPES + VALUES + SCALARS
 
 
 def broken(rule: Rule) -> dict[str, Any]:
@@ -358,3 +359,18 @@ def check_message(error: BaseException, function: str, argument: str | None = No
     assert found, f"not of the form [function] argument: expected ..., found ....: {error}"
     assert found[1] == function.rpartition(".")[2], error
     assert argument is None or found[2] == argument, error
+
+
+def check_rule(rule: Rule) -> None:
+    """The broken call ends in the rule's error and has written nothing."""
+    call = broken(rule)
+    before = {name: array.tobytes() for name, array in call.items() if isinstance(array, np.ndarray)}
+    try:
+        function_of(rule.make)(**call)
+    except rule.kind as error:
+        check_message(error, CALLS[rule.make], rule.argument)
+        assert rule.words in str(error), error
+    else:
+        raise AssertionError(f"nothing was raised: {rule}")
+    changed = [name for name, content in before.items() if call[name].tobytes() != content]
+    assert not changed, f"a call that failed has written into {changed}"
