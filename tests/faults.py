@@ -221,7 +221,6 @@ VALIDATE = [
     ("validate.cpp", "if («d < 1 || d > MAX_DIM») bad_value", "d < 1 || d >= MAX_DIM"),
     ("validate.cpp", "if («heads < 1») bad_value", "false"),
     # ---- validate_arrays.cpp: arrays and options
-    ("validate_arrays.cpp", "if («!packed() && has(Role::cu_keys)»)", "false"),
     ("validate_arrays.cpp", "if («at(Role::cu_rows).shape[0] < 1») bad_value", "false"),
     ("validate_arrays.cpp", "if («p.max_rows < 0») bad", "false"),
     ("validate_arrays.cpp", "if («k.shape[dim_axis] != x.dim»)", "false"),
@@ -250,7 +249,6 @@ VALIDATE = [
     ("validate_arrays.cpp", "if (!(«drop >= 0 && drop < 1»))", "drop < 1"),
     ("validate_arrays.cpp", "if («seed.dtype != DType::u32 && seed.dtype != DType::i64»)", "false"),
     ("validate_arrays.cpp", "if («seed.rank != 1 || seed.shape[0] != (seed.dtype == DType::u32 ? 4 : 2)»)", "seed.rank != 1"),
-    ("validate_arrays.cpp", "if (!packed() && «(p.needs & (CACHED | PAGED))») bad_value(r", "false"),
     ("validate_arrays.cpp", "if («!per_head && !per_batch»)", "false"),
     ("validate_arrays.cpp", "if («!is_float(s.dtype) && s.dtype != DType::u8»)", "false"),
     ("validate_arrays.cpp", "if («s.dtype == DType::f64 && p.dtype != DType::f64») bad(Kind::type, name(Role::bias)", "false"),
