@@ -13,6 +13,7 @@ find_package(nanobind CONFIG REQUIRED PATHS ${FLASH_ATTN_NANOBIND_DIR} NO_DEFAUL
 
 file(GLOB FLASH_ATTN_BINDINGS CONFIGURE_DEPENDS src/bindings/*.cpp)
 nanobind_add_module(_core NB_STATIC NOMINSIZE ${FLASH_ATTN_BINDINGS})
+set_target_properties(nanobind-static PROPERTIES UNITY_BUILD ON UNITY_BUILD_BATCH_SIZE 0)  # 6 s of CPU instead of 15
 target_link_libraries(_core PRIVATE flash_attn_objects)
 flash_attn_warnings(_core)
 nanobind_add_stub(_core_stub MODULE _core OUTPUT _core.pyi PYTHON_PATH $<TARGET_FILE_DIR:_core> DEPENDS _core)

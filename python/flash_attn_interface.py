@@ -6,8 +6,6 @@ floats, and with them q_descale, k_descale and v_descale, are refused.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 import flash_attn
@@ -18,6 +16,7 @@ from flash_attn.call import Pass, Role
 from flash_attn.engine import wants
 from flash_attn.frameworks.torch import FRAMEWORK
 from flash_attn.interface import options_of
+from flash_attn.scalars import refuse
 
 Tensor = torch.Tensor
 
@@ -25,12 +24,6 @@ Tensor = torch.Tensor
 def maybe_contiguous(x: Tensor | None) -> Tensor | None:
     """x with a contiguous last axis."""
     return _fa2.maybe_contiguous(x)
-
-
-def _refuse(function: str, **given: Any) -> None:
-    for name, value in given.items():
-        if value is not None:
-            raise NotImplementedError(f"[{function}] {name}: expected None, for there is no such kernel, found {type(value).__name__}.")
 
 
 def _joined(function: str, q: Tensor, k: Tensor, v: Tensor, qv: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -62,7 +55,7 @@ def flash_attn_func(
     return_attn_probs=False,
 ):
     """flash_attn.flash_attn_func in FlashAttention-3's order: out (b, sq, h, dv); with return_attn_probs also softmax_lse (b, h, sq)."""
-    _refuse("flash_attn_func", q_descale=q_descale, k_descale=k_descale, v_descale=v_descale)
+    refuse("flash_attn_func", q_descale=q_descale, k_descale=k_descale, v_descale=v_descale)
     q, k = _joined("flash_attn_func", q, k, v, qv)
     out, lse, _ = flash_attn.flash_attn_func(
         q, k, v, 0.0, softmax_scale, causal, window_size, softcap, None, deterministic, True, attention_chunk=attention_chunk,
@@ -88,7 +81,7 @@ def flash_attn_qkvpacked_func(
 ):
     """Self-attention: qkv (b, s, 3, h, d), or (b, s, num_heads_q + 2 * heads_k, d) with num_heads_q."""
     function = "flash_attn_qkvpacked_func"
-    _refuse(function, q_descale=q_descale, k_descale=k_descale, v_descale=v_descale)
+    refuse(function, q_descale=q_descale, k_descale=k_descale, v_descale=v_descale)
     if qkv.dim() == 5 and qkv.shape[2] == 3:
         q, k, v = qkv.unbind(2)
     elif qkv.dim() == 4 and num_heads_q is not None and (qkv.shape[2] - num_heads_q) % 2 == 0:
@@ -131,7 +124,7 @@ def flash_attn_varlen_func(
     return_attn_probs=False,
 ):
     """flash_attn.flash_attn_varlen_func in FlashAttention-3's order: out (total_q, h, dv), or (out, softmax_lse (h, total_q))."""
-    _refuse("flash_attn_varlen_func", q_descale=q_descale, k_descale=k_descale, v_descale=v_descale)
+    refuse("flash_attn_varlen_func", q_descale=q_descale, k_descale=k_descale, v_descale=v_descale)
     q, k = _joined("flash_attn_varlen_func", q, k, v, qv)
     out, lse, _ = flash_attn.flash_attn_varlen_func(
         q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, 0.0, softmax_scale, causal, window_size, softcap, None,
@@ -183,10 +176,10 @@ def flash_attn_with_kvcache(
     With cu_seqlens_q and max_seqlen_q, q is packed (total_q, h, d), and no new keys may be given.
     """
     function = "flash_attn_with_kvcache"
-    _refuse(function, qv=qv, q_descale=q_descale, k_descale=k_descale, v_descale=v_descale, cu_seqlens_k_new=cu_seqlens_k_new)
-    _refuse(function, rotary_seqlens=rotary_seqlens)
+    refuse(function, qv=qv, q_descale=q_descale, k_descale=k_descale, v_descale=v_descale, cu_seqlens_k_new=cu_seqlens_k_new)
+    refuse(function, rotary_seqlens=rotary_seqlens)
     if cu_seqlens_q is not None:
-        _refuse(function, k=k, v=v, rotary_cos=rotary_cos, rotary_sin=rotary_sin, cache_leftpad=cache_leftpad)
+        refuse(function, k=k, v=v, rotary_cos=rotary_cos, rotary_sin=rotary_sin, cache_leftpad=cache_leftpad)
         return _packed_queries(
             function, q, k_cache, v_cache, cache_seqlens, cache_batch_idx, page_table, cu_seqlens_q, max_seqlen_q, softmax_scale, causal,
             window_size, attention_chunk, softcap, num_splits, sm_margin, return_softmax_lse,
@@ -284,11 +277,11 @@ def _flash_attn_forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(out, softmax_lse, empty, empty), without autograd; the last two are FlashAttention-3's partial results."""
     function = "_flash_attn_forward"
-    _refuse(function, q_descale=q_descale, k_descale=k_descale, v_descale=v_descale)
+    refuse(function, q_descale=q_descale, k_descale=k_descale, v_descale=v_descale)
     window = (window_size_left, window_size_right)
     with torch.no_grad():
         if k_new is not None or kv_batch_idx is not None or leftpad_k is not None or (page_table is not None and cu_seqlens_q is None):
-            _refuse(function, seqused_q=seqused_q, cu_seqlens_k=cu_seqlens_k)
+            refuse(function, seqused_q=seqused_q, cu_seqlens_k=cu_seqlens_k)
             out, lse = flash_attn_with_kvcache(
                 q, k, v, k_new, v_new, qv, rotary_cos, rotary_sin, seqused_k, kv_batch_idx, leftpad_k, page_table, cu_seqlens_q,
                 cu_seqlens_k_new, max_seqlen_q, seqlens_rotary, None, None, None, softmax_scale, causal, window, attention_chunk, softcap,

@@ -165,6 +165,8 @@ def first(axis: int, n: int) -> Callable[[np.ndarray], np.ndarray]:
     return lambda x: x.take(range(n), axis=axis)
 
 
+SHARED = ones(BATCH, KEYS, KV_HEADS, DIM)  # as both caches
+
 TYPES = [
     Rule(dense, {"q": None}, TypeError, "q", "expected a NumPy"),
     Rule(dense, {"q": [[1.0]]}, TypeError, "q", "found builtins.list"),
@@ -259,6 +261,7 @@ SHAPES = [
     Rule(paged_varlen, {"block_table": first(0, 1)}, ValueError, "block_table", "expected 2 on axis 0"),
     Rule(cache, {"cache_seqlens": ints(1)}, ValueError, "cache_seqlens", "with 2 entries, found 1"),
     Rule(cache, {"cache_seqlens": np.array(3, np.int32)}, ValueError, "cache_seqlens", "must be 1D"),
+    Rule(paged, {n: first(1, 0) for n in ("k_cache", "v_cache")}, ValueError, "k_cache", "expected pages of at least one key"),
     Rule(paged, {"cache_batch_idx": ints(0, 1)}, ValueError, "cache_batch_idx", "expected none together with block_table"),
     Rule(growing, {"k": None}, TypeError, "k", "expected an array, found none"),
     Rule(growing, {"v": None}, TypeError, "v", "expected an array, found none"),
@@ -291,8 +294,11 @@ VALUES = [
     *(Rule(dense, {"q_offset": n}, ValueError, "q_offset", "expected") for n in (2**40, -(2**40), 2**70)),
     Rule(dense, {"k_offset": 2**40}, ValueError, "k_offset", "expected a position within"),
     Rule(dense, {"q_offset": 2**28, "k_offset": -(2**28)}, ValueError, "q_offset", "from k_offset"),
-    *(Rule(varlen, {"max_seqlen_q": n}, ValueError, "max_seqlen_q", "expected") for n in (-1, 2, 2**70)),
-    *(Rule(varlen, {"max_seqlen_k": n}, ValueError, "max_seqlen_k", "expected") for n in (-1, 0, 3)),
+    Rule(varlen, {"max_seqlen_q": -1}, ValueError, "max_seqlen_q", "expected 0 or more, found -1"),
+    Rule(varlen, {"max_seqlen_q": 2}, ValueError, "max_seqlen_q", "expected at least 3, the longest sequence, found 2"),
+    Rule(varlen, {"max_seqlen_q": 2**70}, ValueError, "max_seqlen_q", "expected an integer of 64 bits"),
+    Rule(varlen, {"max_seqlen_k": -1}, ValueError, "max_seqlen_k", "expected 0 or more, found -1"),
+    *(Rule(varlen, {"max_seqlen_k": n}, ValueError, "max_seqlen_k", "expected at least 4, the longest") for n in (0, 3)),
     Rule(varlen_qkvpacked, {"max_seqlen": 1}, ValueError, "max_seqlen", "expected at least 3"),
     Rule(varlen, {"cu_seqlens_q": ints(1, 2, 5)}, ValueError, "cu_seqlens_q", "expected 0 first, found 1"),
     Rule(varlen, {"cu_seqlens_q": ints(0, 4, 2)}, ValueError, "cu_seqlens_q", "never decrease, found 4 then 2"),
@@ -311,6 +317,13 @@ VALUES = [
     Rule(growing, {"cache_seqlens": ints(-1, 0)}, ValueError, "cache_seqlens", "found -1 for sequence 0"),
     Rule(growing, {"cache_batch_idx": ints(1, 1)}, ValueError, "cache_batch_idx", "found 1 twice"),
     Rule(growing, {n: first(0, 5) for n in ("rotary_cos", "rotary_sin")}, ValueError, "rotary_cos", "expected at least 6 positions"),
+    Rule(
+        growing,
+        {"causal": True, "rotary_cos": first(0, 8), "rotary_sin": first(0, 8)},
+        ValueError,
+        "rotary_cos",
+        "expected at least 9 positions, found 8",
+    ),
     Rule(paged, {"block_table": ints(4, 1, 5, 2).reshape(2, 2)}, ValueError, "block_table", "expected pages 0 to 4, found 5 at (1, 0)"),
     Rule(paged, {"block_table": ints(4, -1, 0, 2).reshape(2, 2)}, ValueError, "block_table", "expected pages 0 to 4, found -1 at (0, 1)"),
     Rule(paged, {"cache_seqlens": ints(7, 0)}, ValueError, "cache_seqlens", "capacity 8 of the cache"),
@@ -319,6 +332,7 @@ VALUES = [
     Rule(growing, {"v_cache": strided}, ValueError, "v_cache", "expected a contiguous last axis"),
     Rule(growing, {"k_cache": lambda x: np.broadcast_to(x[:1], x.shape)}, ValueError, "k_cache", "expected"),
     Rule(growing, {"v_cache": odd_strides}, ValueError, "v_cache", "expected memory aligned to its elements"),
+    Rule(growing, {"k_cache": lambda x: SHARED, "v_cache": lambda x: SHARED}, ValueError, "k_cache", "memory of its own, as writing needs"),
     Rule(growing, {"k_cache": lambda x: np.lib.stride_tricks.as_strided(x, x.shape, (64, 64, 32, 4))}, ValueError, "k_cache", "its own"),
 ]
 SCALARS = [
@@ -342,6 +356,7 @@ SCALARS = [
     Rule(cache, {"num_splits": "2"}, TypeError, "num_splits", "expected an integer"),
     Rule(cache, {"softcap": "2"}, TypeError, "softcap", "expected a number"),
 ]
+RULES = TYPES + DTYPE_RULES + SHAPES + VALUES + SCALARS
 
 
 def broken(rule: Rule) -> dict[str, Any]:
@@ -358,3 +373,18 @@ def check_message(error: BaseException, function: str, argument: str | None = No
     assert found, f"not of the form [function] argument: expected ..., found ....: {error}"
     assert found[1] == function.rpartition(".")[2], error
     assert argument is None or found[2] == argument, error
+
+
+def check_rule(rule: Rule) -> None:
+    """The broken call ends in the rule's error and has written nothing."""
+    call = broken(rule)
+    before = {name: array.tobytes() for name, array in call.items() if isinstance(array, np.ndarray)}
+    try:
+        function_of(rule.make)(**call)
+    except rule.kind as error:
+        check_message(error, CALLS[rule.make], rule.argument)
+        assert rule.words in str(error), error
+    else:
+        raise AssertionError(f"nothing was raised: {rule}")
+    changed = [name for name, content in before.items() if call[name].tobytes() != content]
+    assert not changed, f"a call that failed has written into {changed}"

@@ -311,6 +311,7 @@ dtypes = [
         Case(),
         Case(causal=True, heads=4, kv_heads=2),
         Case(softcap=2.0, alibi="h"),
+        Case(bias="1111"),
         Case(dropout=0.17, window=(30, 2)),
         Case(bias="bhqk", sink=True),
         Case(spread=4.0),

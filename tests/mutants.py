@@ -1,6 +1,8 @@
-"""Plants faults in the meaning (src/semantics) and in the edges of the CPU kernels, and shows that a test notices each.
+"""Plants faults in the meaning (src/semantics), in the edges of the CPU kernels and in the checks of calls, and shows that a test
+notices each.
 
 python tests/mutants.py [words]     only faults whose file or text contains one of the words
+python tests/mutants.py --list      the faults; fails if one no longer fits its file
 
 All faults of faults.py are built into one private copy of the library, each behind a switch; then, for each, a forked
 process turns it on and runs a selection of the tables of cases until one fails. A fault that none notices is printed, and
@@ -22,6 +24,7 @@ from pathlib import Path
 
 from building import ROOT, build, configure
 
+sys.path.append(str(ROOT / "tools"))  # targets.py finds the emulator there
 FOLDER = ROOT / "build" / "mutants"
 TREE, BUILD = FOLDER / "tree", FOLDER / "build"
 SECONDS = 60, 600  # of a run with a fault, and of one without, which takes a fraction on an idle machine
@@ -30,11 +33,10 @@ DEFINITION = DECLARATION + 'extern "C" __attribute__((visibility("default"))) vo
 
 
 def faults() -> list[tuple[str, str, str]]:
-    from faults import KERNELS, SEMANTICS
+    from faults import KERNELS, SEMANTICS, VALIDATE
 
-    return [(f"src/semantics/{file}", old, new) for file, old, new in SEMANTICS] + [
-        (f"src/cpu/{file}", old, new) for file, old, new in KERNELS
-    ]
+    folders = {"src/semantics": SEMANTICS, "src/cpu": KERNELS, "src/core": VALIDATE}
+    return [(f"{folder}/{file}", old, new) for folder, some in folders.items() for file, old, new in some]
 
 
 def pattern(code: str) -> str:
@@ -106,6 +108,7 @@ class Checks:
     """A selection of the tables, with what is expected computed once, before any fork."""
 
     def __init__(self):
+        import bad_calls
         import cases
         import judge
         import targets
@@ -127,7 +130,7 @@ class Checks:
         more_tiles_than_fit = Case(batch=1, heads=1, rows=140, keys=4200, dim=512)
         more_keys_than_fit = Case(batch=8, rows=4, keys=4100, dim=8)
         rising = CacheCase(scale=8.0, capacity=300, cached=(299, 280))
-        self.runs = []
+        self.runs = [(f"refused {rule}", functools.partial(bad_calls.check_rule, rule)) for rule in bad_calls.RULES]
         for what, attempt, some in (
             ("forward", judge.try_forward, (*both, *cases.paged_varlen, more_tiles_than_fit)),
             ("decode", judge.try_kvcache, (*cases.decode, rising)),
@@ -211,7 +214,25 @@ def noticed(checks: Checks, switch: ctypes.c_int, number: int, seconds: int) -> 
     return found or None
 
 
+def list_faults() -> int:
+    import judge  # noqa: F401  what a run needs can be imported
+
+    planted = faults()
+    for file in sorted({file for file, _, _ in planted}):
+        own = [(n, old, new) for n, (where, old, new) in enumerate(planted, 1) if where == file]
+        plant((ROOT / file).read_text(), file, own)
+        for _, old, new in own:
+            print(f"{file}: {one_line(old)} -> {one_line(new)}")
+    return 0
+
+
+def one_line(code: str) -> str:
+    return re.sub(r"\s+", " ", code)
+
+
 def main() -> int:
+    if sys.argv[1:] == ["--list"]:
+        return list_faults()
     planted = faults()
     start = time.monotonic()
     make_tree(planted)
@@ -235,8 +256,7 @@ def main() -> int:
             continue
         tried += 1
         found = noticed(checks, switch, number, max(SECONDS[0], int(4 * healthy)))
-        text = re.sub(r"\s+", " ", old)
-        print(f"{'noticed' if found else 'MISSED '} {file}: {text} -> {new}   {(found or '')[:100]}", flush=True)
+        print(f"{'noticed' if found else 'MISSED '} {file}: {one_line(old)} -> {new}   {(found or '')[:100]}", flush=True)
         if not found:
             missed.append(number)
     print(f"{tried - len(missed)} of {tried} faults noticed in {time.monotonic() - start:.0f} s")

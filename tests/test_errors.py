@@ -12,18 +12,18 @@ from bad_calls import (
     BATCH,
     CALLS,
     DIM,
-    DTYPE_RULES,
     HEADS,
     KEYS,
     KV_HEADS,
     ROWS,
+    RULES,
     SCALARS,
     SHAPES,
-    TYPES,
     VALUES,
     broken,
     cache,
     check_message,
+    check_rule,
     dense,
     function_of,
     growing,
@@ -86,16 +86,9 @@ def test_the_calls_are_right_before_they_are_broken(make):
 # ---- rules -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("rule", TYPES + DTYPE_RULES + SHAPES + VALUES + SCALARS, ids=str)
+@pytest.mark.parametrize("rule", RULES, ids=str)
 def test_rule(rule):
-    call = broken(rule)
-    before = {name: array.tobytes() for name, array in call.items() if isinstance(array, np.ndarray)}
-    with pytest.raises(rule.kind) as raised:
-        function_of(rule.make)(**call)
-    check_message(raised.value, CALLS[rule.make], rule.argument)
-    assert rule.words in str(raised.value)
-    changed = [name for name, content in before.items() if call[name].tobytes() != content]
-    assert not changed, f"a call that failed has written into {changed}"
+    check_rule(rule)
 
 
 def test_mixed_frameworks_are_refused():
@@ -193,7 +186,9 @@ MLX_RULES = [
 @pytest.mark.parametrize("rule", MLX_RULES, ids=str)
 def test_rule_with_mlx_arrays(rule):
     mx = pytest.importorskip("mlx.core")
-    call = {name: mx.array(x) if isinstance(x, np.ndarray) else x for name, x in broken(rule).items()}
+    call = broken(rule)
+    arrays = {id(x): mx.array(x) for x in call.values() if isinstance(x, np.ndarray)}  # the same array given twice stays one
+    call = {name: arrays.get(id(x), x) for name, x in call.items()}
     before = {name: np.array(x) for name, x in call.items() if isinstance(x, mx.array)}
     with pytest.raises(rule.kind) as raised:
         mx.eval(function_of(rule.make)(**call))

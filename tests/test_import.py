@@ -52,3 +52,27 @@ for module in {found}:
         if error.name not in {frameworks} or importlib.util.find_spec(error.name):
             raise
 """
+
+
+def report(**variables: str) -> str:
+    return run(sys.executable, "-m", "flash_attn", env=dict(os.environ, **variables))
+
+
+def test_the_report_names_backends_and_frameworks():
+    said = report(FLASH_ATTENTION_CPU_ISA="scalar", FLASH_ATTENTION_NUM_THREADS="1")
+    assert "CPU    ready: instruction set scalar, 1 threads" in said
+    for word in ("CUDA ", "Metal ", "ROCm ", *FRAMEWORKS):
+        assert f"\n  {word}" in said, word
+
+
+def test_the_report_of_a_wrong_variable_says_so():
+    assert "FLASH_ATTENTION_CPU_ISA: expected one of" in report(FLASH_ATTENTION_CPU_ISA="sse9")
+
+
+def test_the_report_detects_a_second_distribution(tmp_path):
+    other = tmp_path / "another-1.0.dist-info"
+    other.mkdir()
+    (other / "METADATA").write_text("Metadata-Version: 2.1\nName: another\nVersion: 1.0\n")
+    (other / "top_level.txt").write_text("flash_attn\n")
+    path = os.pathsep.join([*filter(None, [os.environ.get("PYTHONPATH")]), str(tmp_path)])
+    assert "several distributions provide flash_attn" in report(PYTHONPATH=path)

@@ -54,6 +54,11 @@ def test_support_matrix_is_current():
     assert (ROOT / "docs" / "support_matrix.md").read_text() == now, "run tools/support_matrix.py"
 
 
+def test_planted_faults_fit_their_files():
+    listed = run(sys.executable, ROOT / "tests" / "mutants.py", "--list").splitlines()
+    assert len(listed) > 100 and all(line.startswith("src/") for line in listed)
+
+
 def test_variables_are_documented():
     variables = set(re.findall(r"FLASH_ATTENTION_[A-Z_]+", (ROOT / "src/core/env.h").read_text())) - {"FLASH_ATTENTION_"}
     page = (ROOT / "docs" / "environment.md").read_text()

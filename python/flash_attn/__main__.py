@@ -29,6 +29,15 @@ def _other_distribution() -> str | None:
     return None
 
 
+def _metal() -> str:
+    from flash_attn.flash_attn_mlx import device
+
+    if not device.is_apple_silicon():
+        return f"expected a Mac with an Apple chip, found {sys.platform} on {platform.machine()}"
+    available, said = device.check_mlx_requirements()
+    return f"ready: {said}" if available and said.endswith("Metal.") else said
+
+
 def main() -> int:
     import flash_attn
     from flash_attn import _core
@@ -51,10 +60,8 @@ def main() -> int:
         print(f"         device {number}: {device}")
     print(f"         compiler: {cuda['compiler']}")
     print(f"         compiled kernels: {cuda['cache']}")
-    present = {row["backend"] for row in _core.kernel_table()}
-    for backend in ("metal", "rocm"):
-        if backend not in present:
-            print(f"  {backend.capitalize():6} not in this release")
+    print(f"  Metal  {_metal()}")
+    print("  ROCm   not in this release")
     print("frameworks")
     for module, note in (
         ("numpy", "NumPy arrays: all seven functions, explicit gradients"),

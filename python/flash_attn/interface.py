@@ -232,23 +232,8 @@ def flash_attn_func(
     function = "flash_attn_func"
     sink = _same(function, "learnable_sink, s_aux", learnable_sink, s_aux)
     arrays = _arrays(q, k, v, _DENSE, alibi_slopes, attn_bias, sink, seqused_q, seqused_k)
-    return _attend(
-        function,
-        arrays,
-        dropout_p,
-        return_attn_probs,
-        rng_state,
-        softmax_scale,
-        causal,
-        window_size,
-        softcap,
-        deterministic,
-        attention_chunk,
-        out_dtype,
-        num_splits,
-        q_offset,
-        k_offset,
-    )
+    common = (softmax_scale, causal, window_size, softcap, deterministic, attention_chunk, out_dtype, num_splits)
+    return _attend(function, arrays, dropout_p, return_attn_probs, rng_state, *common, q_offset, k_offset)
 
 
 @_documented
@@ -281,23 +266,8 @@ def flash_attn_qkvpacked_func(
     q, k, v = _split(function, "qkv", qkv, 3, 2)
     sink = _same(function, "learnable_sink, s_aux", learnable_sink, s_aux)
     arrays = _arrays(q, k, v, _DENSE, alibi_slopes, attn_bias, sink, seqused_q, seqused_k)
-    return _attend(
-        function,
-        arrays,
-        dropout_p,
-        return_attn_probs,
-        rng_state,
-        softmax_scale,
-        causal,
-        window_size,
-        softcap,
-        deterministic,
-        attention_chunk,
-        out_dtype,
-        num_splits,
-        q_offset,
-        k_offset,
-    )
+    common = (softmax_scale, causal, window_size, softcap, deterministic, attention_chunk, out_dtype, num_splits)
+    return _attend(function, arrays, dropout_p, return_attn_probs, rng_state, *common, q_offset, k_offset)
 
 
 @_documented
@@ -331,23 +301,8 @@ def flash_attn_kvpacked_func(
     k, v = _split(function, "kv", kv, 2, 2)
     sink = _same(function, "learnable_sink, s_aux", learnable_sink, s_aux)
     arrays = _arrays(q, k, v, _DENSE, alibi_slopes, attn_bias, sink, seqused_q, seqused_k)
-    return _attend(
-        function,
-        arrays,
-        dropout_p,
-        return_attn_probs,
-        rng_state,
-        softmax_scale,
-        causal,
-        window_size,
-        softcap,
-        deterministic,
-        attention_chunk,
-        out_dtype,
-        num_splits,
-        q_offset,
-        k_offset,
-    )
+    common = (softmax_scale, causal, window_size, softcap, deterministic, attention_chunk, out_dtype, num_splits)
+    return _attend(function, arrays, dropout_p, return_attn_probs, rng_state, *common, q_offset, k_offset)
 
 
 @_documented
@@ -388,23 +343,8 @@ def flash_attn_varlen_func(
     sink = _same(function, "learnable_sink, s_aux", learnable_sink, s_aux)
     cu_q = _required(function, "cu_seqlens_q", cu_seqlens_q)
     arrays = _arrays(q, k, v, _PACKED, cu_q, cu_seqlens_k, alibi_slopes, sink, seqused_q, seqused_k, block_table)
-    return _attend(
-        function,
-        arrays,
-        dropout_p,
-        return_attn_probs,
-        rng_state,
-        softmax_scale,
-        causal,
-        window_size,
-        softcap,
-        deterministic,
-        attention_chunk,
-        out_dtype,
-        num_splits,
-        max_rows=max_seqlen_q,
-        max_keys=max_seqlen_k,
-    )
+    common = (softmax_scale, causal, window_size, softcap, deterministic, attention_chunk, out_dtype, num_splits)
+    return _attend(function, arrays, dropout_p, return_attn_probs, rng_state, *common, max_rows=max_seqlen_q, max_keys=max_seqlen_k)
 
 
 def _required(function: str, name: str, array: Any) -> Any:
@@ -443,23 +383,8 @@ def flash_attn_varlen_qkvpacked_func(
     sink = _same(function, "learnable_sink, s_aux", learnable_sink, s_aux)
     cu = _required(function, "cu_seqlens", cu_seqlens)
     arrays = _arrays(q, k, v, _PACKED, cu, cu, alibi_slopes, sink, seqused_q, seqused_k)
-    return _attend(
-        function,
-        arrays,
-        dropout_p,
-        return_attn_probs,
-        rng_state,
-        softmax_scale,
-        causal,
-        window_size,
-        softcap,
-        deterministic,
-        attention_chunk,
-        out_dtype,
-        num_splits,
-        max_rows=max_seqlen,
-        max_keys=max_seqlen,
-    )
+    common = (softmax_scale, causal, window_size, softcap, deterministic, attention_chunk, out_dtype, num_splits)
+    return _attend(function, arrays, dropout_p, return_attn_probs, rng_state, *common, max_rows=max_seqlen, max_keys=max_seqlen)
 
 
 @_documented
@@ -495,23 +420,8 @@ def flash_attn_varlen_kvpacked_func(
     sink = _same(function, "learnable_sink, s_aux", learnable_sink, s_aux)
     cu_q = _required(function, "cu_seqlens_q", cu_seqlens_q)
     arrays = _arrays(q, k, v, _PACKED, cu_q, cu_seqlens_k, alibi_slopes, sink, seqused_q, seqused_k)
-    return _attend(
-        function,
-        arrays,
-        dropout_p,
-        return_attn_probs,
-        rng_state,
-        softmax_scale,
-        causal,
-        window_size,
-        softcap,
-        deterministic,
-        attention_chunk,
-        out_dtype,
-        num_splits,
-        max_rows=max_seqlen_q,
-        max_keys=max_seqlen_k,
-    )
+    common = (softmax_scale, causal, window_size, softcap, deterministic, attention_chunk, out_dtype, num_splits)
+    return _attend(function, arrays, dropout_p, return_attn_probs, rng_state, *common, max_rows=max_seqlen_q, max_keys=max_seqlen_k)
 
 
 def flash_attn_with_kvcache(

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from flash_attn import engine, interface
-from flash_attn.call import Role
+from flash_attn.call import Arrays, Options, Role
 from flash_attn.frameworks import numpy as framework
 
 
@@ -61,37 +61,10 @@ def backward(
     rng_state must be the one of the forward call. Formulas: FlashAttention-2, arXiv:2307.08691, section 2.3; API of the masks and
     scores: flash_attn_func.
     """
-    arrays = {
-        "Q": q,
-        "K": k,
-        "V": v,
-        "DOUT": dout,
-        "OUT": out,
-        "LSE": softmax_lse,
-        "DLSE": dlse,
-        "SEED": rng_state,
-        "SLOPES": alibi_slopes,
-        "BIAS": attn_bias,
-        "SINK": learnable_sink,
-        "USED_ROWS": seqused_q,
-        "USED_KEYS": seqused_k,
-    }
-    options = interface.options_of(
-        "backward",
-        framework.FRAMEWORK,
-        dropout_p,
-        softmax_scale,
-        causal,
-        window_size,
-        softcap,
-        deterministic,
-        attention_chunk,
-        None,
-        0,
-        q_offset=q_offset,
-        k_offset=k_offset,
-    )
-    return _gradients("backward", arrays, options)
+    common = (softmax_scale, causal, window_size, softcap, deterministic, attention_chunk, None, 0)
+    arrays = (q, k, v, dout, out, softmax_lse, dlse, rng_state, alibi_slopes, learnable_sink, seqused_q, seqused_k)
+    options = interface.options_of("backward", framework.FRAMEWORK, dropout_p, *common, q_offset, k_offset)
+    return _gradients("backward", {**dict(zip(_ROLES, arrays)), Role.BIAS: attn_bias}, options)
 
 
 def varlen_backward(
@@ -121,42 +94,20 @@ def varlen_backward(
     attention_chunk=0,
 ) -> Gradients:
     """Gradients of flash_attn_varlen_func: dout (total_q, h, dv), softmax_lse and dlse (h, total_q); otherwise as backward()."""
-    arrays = {
-        "Q": q,
-        "K": k,
-        "V": v,
-        "DOUT": dout,
-        "OUT": out,
-        "LSE": softmax_lse,
-        "DLSE": dlse,
-        "SEED": rng_state,
-        "SLOPES": alibi_slopes,
-        "SINK": learnable_sink,
-        "CU_ROWS": cu_seqlens_q,
-        "CU_KEYS": cu_seqlens_k,
-        "USED_ROWS": seqused_q,
-        "USED_KEYS": seqused_k,
-    }
-    options = interface.options_of(
-        "varlen_backward",
-        framework.FRAMEWORK,
-        dropout_p,
-        softmax_scale,
-        causal,
-        window_size,
-        softcap,
-        deterministic,
-        attention_chunk,
-        None,
-        0,
-        max_rows=max_seqlen_q,
-        max_keys=max_seqlen_k,
-    )
-    return _gradients("varlen_backward", arrays, options)
+    common = (softmax_scale, causal, window_size, softcap, deterministic, attention_chunk, None, 0)
+    arrays = (q, k, v, dout, out, softmax_lse, dlse, rng_state, alibi_slopes, learnable_sink, seqused_q, seqused_k)
+    options = interface.options_of("varlen_backward", framework.FRAMEWORK, dropout_p, *common, max_rows=max_seqlen_q, max_keys=max_seqlen_k)
+    lengths = {Role.CU_ROWS: cu_seqlens_q, Role.CU_KEYS: cu_seqlens_k}
+    return _gradients("varlen_backward", {**dict(zip(_ROLES, arrays)), **lengths}, options)
 
 
-def _gradients(function: str, named: dict[str, Any], options: Any) -> Gradients:
-    arrays = {getattr(Role, name): array for name, array in named.items() if array is not None}
+_ROLES = (
+    Role.Q, Role.K, Role.V, Role.DOUT, Role.OUT, Role.LSE, Role.DLSE, Role.SEED, Role.SLOPES, Role.SINK, Role.USED_ROWS, Role.USED_KEYS
+)  # fmt: skip
+
+
+def _gradients(function: str, given: Arrays, options: Options) -> Gradients:
+    arrays = {role: array for role, array in given.items() if array is not None}
     if not options.dropout:
         arrays.pop(Role.SEED, None)
     bias = arrays.get(Role.BIAS)

@@ -1,4 +1,5 @@
-"""Plain numbers out of what callers pass for them: Python's and NumPy's numbers, arrays with one element. Errors in the house form."""
+"""Plain numbers out of what callers pass for them: Python's and NumPy's numbers, arrays with one element. Errors in the house form, also
+for arguments of other interfaces that nothing here can take."""
 
 from __future__ import annotations
 
@@ -41,6 +42,13 @@ def flag(function: str, name: str, value: Any) -> bool:
         return bool(value)
     except (TypeError, ValueError, RuntimeError):
         raise TypeError(f"[{function}] {name}: expected True or False, found {said(value)}.") from None
+
+
+def refuse(function: str, **given: Any) -> None:
+    """Raises NotImplementedError unless all of these arguments are None."""
+    for name, value in given.items():
+        if value is not None:
+            raise NotImplementedError(f"[{function}] {name}: expected None, for there is no such kernel, found {type(value).__name__}.")
 
 
 def said(value: Any) -> str:

@@ -67,6 +67,11 @@ const Row* rows(int& count) {
 }
 }  // namespace
 
+const Entry& entry_of(const Isa& isa, Entry (Isa::*kernels)[3], DType dtype) {
+  const Entry& own = (isa.*kernels)[static_cast<int>(dtype) - 1];
+  return own.run ? own : entry_of(*isa.base, kernels, dtype);
+}
+
 const Isa& isa() {
   int count = 0;
   const Row* const all = rows(count);

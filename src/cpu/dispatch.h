@@ -16,13 +16,16 @@ struct Entry {
   void (*run)(const Job&, const Task&, void* scratch);
 };
 
-// dtypes f16, bf16, f32 by index 0, 1, 2 (the order of DType without none).
+// dtypes f16, bf16, f32 by index 0, 1, 2 (the order of DType without none). A set that is `base` and a few instructions more holds only
+// the kernels that use those.
 struct Isa {
   const char* name;
   bool (*supported)();
   Entry forward[3], backward[3], decode[3], bias_gradient[3];
+  const Isa* base;
 };
-constexpr int dtype_index(DType t) { return static_cast<int>(t) - 1; }
+// A kernel of a set for a dtype (f16, bf16 or f32): its own, or that of the set it is based on.
+const Entry& entry_of(const Isa& isa, Entry (Isa::*kernels)[3], DType dtype);
 
 // Defined once per instruction set, in isa/<name>.cpp.
 extern const Isa SCALAR;

@@ -69,7 +69,7 @@ void run_launch(const Context& c, const Launch& launch) {
   const Problem& problem = c.plan.problem;
   const auto list = [&](int step) { return tasks(work.cut, problem, launch.params, c.sequences, step, work.price(launch.params)); };
   if (work.entries) {
-    const Entry& entry = (isa().*work.entries)[dtype_index(problem.dtype)];
+    const Entry& entry = entry_of(isa(), work.entries, problem.dtype);
     const Job job = make_job<float>(c, launch);
     const auto body = [&](const Task& task, void* scratch) { entry.run(job, task, scratch); };
     return run_tasks(list(entry.task_rows(job, c.threads)), c.threads, entry.scratch_bytes(job), body, problem.function, c.stop);

@@ -68,7 +68,8 @@ TEST(Dispatch, TablesAreFull) {
 #endif
   for (const cpu::Isa* set : sets)
     for (const auto& kernels : {&cpu::Isa::forward, &cpu::Isa::backward, &cpu::Isa::decode, &cpu::Isa::bias_gradient})
-      for (const cpu::Entry& e : set->*kernels) {
+      for (const DType dtype : {DType::f16, DType::bf16, DType::f32}) {
+        const cpu::Entry& e = cpu::entry_of(*set, kernels, dtype);
         EXPECT_TRUE(e.scratch_bytes && e.task_rows && e.run) << set->name;
       }
 }

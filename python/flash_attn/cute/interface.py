@@ -12,14 +12,9 @@ from typing import Any
 import torch
 
 import flash_attn
+from flash_attn.scalars import refuse
 
 Tensor = torch.Tensor
-
-
-def _refuse(function: str, **given: Any) -> None:
-    for name, value in given.items():
-        if value is not None:
-            raise NotImplementedError(f"[{function}] {name}: expected None, for there is no such kernel, found {type(value).__name__}.")
 
 
 def _window(window_size: Any) -> tuple[int, int]:
@@ -70,7 +65,7 @@ def flash_attn_func(
 ):
     """(out (b, sq, h, dv), lse (b, h, sq) or None); both differentiable."""
     function = "flash_attn_func"
-    _refuse(
+    refuse(
         function, gather_kv_indices=gather_kv_indices, score_mod=score_mod, score_mod_bwd=score_mod_bwd, mask_mod=mask_mod,
         aux_tensors=aux_tensors, aux_scalars=aux_scalars, block_sparse_tensors=block_sparse_tensors,
         block_sparse_tensors_bwd=block_sparse_tensors_bwd,
@@ -121,7 +116,7 @@ def flash_attn_varlen_func(
     page_table: k and v are pages (pages, page_size, hk, d). Maximum lengths default to the whole of the arrays.
     """
     function = "flash_attn_varlen_func"
-    _refuse(
+    refuse(
         function, gather_kv_indices=gather_kv_indices, score_mod=score_mod, score_mod_bwd=score_mod_bwd, mask_mod=mask_mod,
         block_sparse_tensors=block_sparse_tensors, aux_tensors=aux_tensors, aux_scalars=aux_scalars,
         seqlen_k_per_split=seqlen_k_per_split,
@@ -164,6 +159,6 @@ def flash_attn_combine(
     return_lse: bool = True,
 ):
     """flash_attn.flash_attn_combine, also of packed parts (splits, total, h, d); (out, lse or None). cu_seqlens changes nothing."""
-    _refuse("flash_attn_combine", seqused=seqused, virtual_batch_idx=virtual_batch_idx)
+    refuse("flash_attn_combine", seqused=seqused, virtual_batch_idx=virtual_batch_idx)
     result, lse = flash_attn.flash_attn_combine(out_partial, lse_partial, out, out_dtype)
     return result, lse if return_lse else None

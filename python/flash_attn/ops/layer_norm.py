@@ -57,32 +57,30 @@ def dropout_add_layer_norm(
     )
 
 
+def normalise_parallel(
+    x0, x1, residual, weight0, bias0, weight1, bias1, dropout_p, epsilon, prenorm, residual_in_fp32, return_dropout_mask, is_rms_norm
+):
+    """normalise() of two branches with a weight for each; always a tuple."""
+    results = normalise(
+        x0, residual, weight0, bias0, dropout_p, epsilon, None, None, prenorm, residual_in_fp32, return_dropout_mask, is_rms_norm, x1,
+        weight1, bias1,
+    )  # fmt: skip
+    return results if isinstance(results, tuple) else (results, None)
+
+
 def dropout_add_layer_norm_parallel_residual(
     x0, x1, residual, weight0, bias0, weight1, bias1, dropout_p, epsilon, prenorm=False, residual_in_fp32=False, return_dropout_mask=False
 ):
     """Two normalisations of h = dropout(x0) + dropout(x1) + residual: (out0, out1), then h, then both masks."""
-    results = normalise(
-        x0,
-        residual,
-        weight0,
-        bias0,
-        dropout_p,
-        epsilon,
-        None,
-        None,
-        prenorm,
-        residual_in_fp32,
-        return_dropout_mask,
-        False,
-        x1,
-        weight1,
-        bias1,
+    return normalise_parallel(
+        x0, x1, residual, weight0, bias0, weight1, bias1, dropout_p, epsilon, prenorm, residual_in_fp32, return_dropout_mask, False
     )
-    return results if isinstance(results, tuple) else (results, None)
 
 
-class DropoutAddLayerNorm(torch.nn.Module):
-    """dropout_add_layer_norm as a module."""
+class DropoutAddNorm(torch.nn.Module):
+    """What the modules here and in rms_norm share."""
+
+    is_rms_norm: bool
 
     def __init__(self, hidden_size, prenorm=False, p=0.0, eps=1e-5, residual_in_fp32=False, device=None, dtype=None):
         super().__init__()
@@ -91,17 +89,25 @@ class DropoutAddLayerNorm(torch.nn.Module):
         self.eps = eps
         self.residual_in_fp32 = residual_in_fp32
         self.weight = torch.nn.Parameter(torch.empty(hidden_size, device=device, dtype=dtype))
-        self.bias = torch.nn.Parameter(torch.empty(hidden_size, device=device, dtype=dtype))
+        bias = None if self.is_rms_norm else torch.nn.Parameter(torch.empty(hidden_size, device=device, dtype=dtype))
+        self.register_parameter("bias", bias)
         self.reset_parameters()
 
     def reset_parameters(self):
         """Weights that change nothing."""
         torch.nn.init.ones_(self.weight)
-        torch.nn.init.zeros_(self.bias)
+        if self.bias is not None:
+            torch.nn.init.zeros_(self.bias)
 
     def forward(self, x0, residual=None):
         """out, or (out, h) with prenorm."""
         p = self.p if self.training else 0.0
-        return dropout_add_layer_norm(
-            x0, residual, self.weight, self.bias, p, self.eps, prenorm=self.prenorm, residual_in_fp32=self.residual_in_fp32
+        return normalise(
+            x0, residual, self.weight, self.bias, p, self.eps, None, None, self.prenorm, self.residual_in_fp32, False, self.is_rms_norm
         )
+
+
+class DropoutAddLayerNorm(DropoutAddNorm):
+    """dropout_add_layer_norm as a module."""
+
+    is_rms_norm = False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from flash_attn.ops.layer_norm import normalise
+from flash_attn.ops.layer_norm import DropoutAddNorm, normalise, normalise_parallel
 from flash_attn.ops.triton.layer_norm import layer_norm_fn
 
 
@@ -36,24 +36,9 @@ def dropout_add_rms_norm_parallel_residual(
     x0, x1, residual, weight0, bias0, weight1, bias1, dropout_p, epsilon, prenorm=False, residual_in_fp32=False, return_dropout_mask=False
 ):
     """dropout_add_layer_norm_parallel_residual without subtracting the mean."""
-    results = normalise(
-        x0,
-        residual,
-        weight0,
-        bias0,
-        dropout_p,
-        epsilon,
-        None,
-        None,
-        prenorm,
-        residual_in_fp32,
-        return_dropout_mask,
-        True,
-        x1,
-        weight1,
-        bias1,
+    return normalise_parallel(
+        x0, x1, residual, weight0, bias0, weight1, bias1, dropout_p, epsilon, prenorm, residual_in_fp32, return_dropout_mask, True
     )
-    return results if isinstance(results, tuple) else (results, None)
 
 
 class RMSNorm(torch.nn.Module):
@@ -75,26 +60,7 @@ class RMSNorm(torch.nn.Module):
         return rms_norm(x, self.weight, self.eps)
 
 
-class DropoutAddRMSNorm(torch.nn.Module):
+class DropoutAddRMSNorm(DropoutAddNorm):
     """dropout_add_rms_norm as a module."""
 
-    def __init__(self, hidden_size, prenorm=False, p=0.0, eps=1e-5, residual_in_fp32=False, device=None, dtype=None):
-        super().__init__()
-        self.prenorm = prenorm
-        self.p = p
-        self.eps = eps
-        self.residual_in_fp32 = residual_in_fp32
-        self.weight = torch.nn.Parameter(torch.empty(hidden_size, device=device, dtype=dtype))
-        self.register_parameter("bias", None)
-        self.reset_parameters()
-
-    def reset_parameters(self):
-        """Weights that change nothing."""
-        torch.nn.init.ones_(self.weight)
-
-    def forward(self, x0, residual=None):
-        """out, or (out, h) with prenorm."""
-        p = self.p if self.training else 0.0
-        return dropout_add_rms_norm(
-            x0, residual, self.weight, None, p, self.eps, prenorm=self.prenorm, residual_in_fp32=self.residual_in_fp32
-        )
+    is_rms_norm = True

@@ -4,5 +4,5 @@
 #include "cpu/kernels/table.h"
 
 namespace fa::cpu {
-constinit const Isa AVX2 = make_isa<Avx2, Avx2>("avx2", has_avx2);
+constinit const Isa AVX2 = make_isa<Avx2>("avx2", has_avx2);
 }  // namespace fa::cpu

@@ -4,5 +4,5 @@
 #include "cpu/kernels/table.h"
 
 namespace fa::cpu {
-constinit const Isa AVX512 = make_isa<Avx512, Avx512>("avx512", has_avx512);
+constinit const Isa AVX512 = make_isa<Avx512>("avx512", has_avx512);
 }  // namespace fa::cpu

@@ -5,5 +5,5 @@
 
 namespace fa::cpu {
 static bool always() { return true; }
-constinit const Isa SCALAR = make_isa<Scalar, Scalar>("scalar", always);
+constinit const Isa SCALAR = make_isa<Scalar>("scalar", always);
 }  // namespace fa::cpu

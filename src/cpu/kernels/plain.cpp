@@ -1,5 +1,6 @@
 #include "cpu/kernels/plain.h"
 
+#include <numeric>
 #include <type_traits>
 #include <vector>
 
@@ -227,7 +228,8 @@ void key_gradient(const Plain& job, const Task& task) {
   });
 }
 
-// Sums over the axes along which the bias was broadcast, in the order batch, head, row, key.
+// Sums over the axes along which the bias was broadcast: batch, head, row for each key, then the keys. (One sum over all of them would
+// lose twice as many digits as the formula in NumPy, which adds in pairs.)
 void bias_gradient(const Plain& job, const Task& task) {
   const Numbers& p = job.params;
   const BiasStrides& own = p.dbias;
@@ -238,7 +240,7 @@ void bias_gradient(const Plain& job, const Task& task) {
     using T = decltype(zero);
     using Lse = LseOf<T>;
     for (int own_row = task.first; own_row < task.end; own_row++) {
-      std::vector<double> sums(static_cast<size_t>(own.key ? p.mask.keys : 1));
+      std::vector<double> sums(static_cast<size_t>(p.mask.keys));
       for (int b = sequences.first; b < sequences.end; b++)
         for (int h = heads.first; h < heads.end; h++) {
           const Sequence& s = job.sequences[b];
@@ -252,11 +254,12 @@ void bias_gradient(const Plain& job, const Task& task) {
             for (int j = keys.first; j < keys.end; j++) {
               const double score = head.score(product(q.data(), rows.k(j), p.dim), i, j);
               if (head.hides(score)) continue;
-              sums[own.key ? static_cast<size_t>(j) : 0] +=
+              sums[static_cast<size_t>(j)] +=
                   element_gradient<Lse>(job, head, score, product(dout.data(), rows.v(j), p.value_dim), i, j).score;
             }
           }
         }
+      if (own.key == 0) sums = {std::accumulate(sums.begin(), sums.end(), 0.0)};
       const Int64 at = task.sequence * own.batch + task.head * own.head + own_row * own.row;
       for (size_t j = 0; j < sums.size(); j++)
         store_number(job.get<void>(Role::dbias), job.bias_dtype, at + static_cast<Int64>(j), sums[j]);

@@ -35,12 +35,11 @@ FA_FN Unsigned8 mulhi(Unsigned8 a, Unsigned8 b) {
   return Unsigned8((Unsigned8::Raw)_mm256_blend_epi32(even, odd, 0xaa));
 }
 
-struct Avx2 {
+struct Avx2 : FloatLanes<Avx2, 8> {
   using F = Float8;
   using I = Vec<int, 8>;
   using U = Unsigned8;
-  using Lane = float;
-  static constexpr int W = 8, MR = 6, NV = 2, STEP = 1;
+  static constexpr int W = 8, MR = 6, NV = 2;
 
   static FA_INLINE F load(const float* p) { return F(_mm256_load_ps(p)); }
   static FA_INLINE I load(const int* p) { return I((I::Raw)_mm256_load_si256(reinterpret_cast<const __m256i*>(p))); }
@@ -71,16 +70,6 @@ struct Avx2 {
     const __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(r, r), 0x08);
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_castsi256_si128(packed));
   }
-
-  template <class T>
-  static FA_INLINE F lanes(const T* p) {
-    return widen(p);
-  }
-  static FA_INLINE F load_lanes(const float* p) { return load(p); }
-  static FA_INLINE void store_lanes(float* p, F v) { store(p, v); }
-  static FA_INLINE void store_p(float* p, F v, F) { store(p, v); }
-  static FA_INLINE void scale_p(float* p, F factor) { store(p, factor * load(p)); }
-  static FA_INLINE void keep_p(float* p, int, Flags<W> keep) { store(p, select(keep, load(p), F(0.0f))); }
 
   static FA_INLINE void transpose(F (&r)[8]) {
     __m256 t[8], u[8];

@@ -48,12 +48,11 @@ FA_FN void exp2_of(Float16 (&x)[N]) {
   }
 }
 
-struct Avx512 {
+struct Avx512 : FloatLanes<Avx512, 16> {
   using F = Float16;
   using I = Vec<int, 16>;
   using U = Unsigned16;
-  using Lane = float;
-  static constexpr int W = 16, MR = 6, NV = 4, STEP = 1;
+  static constexpr int W = 16, MR = 6, NV = 4;
 
   static FA_INLINE F load(const float* p) { return F(_mm512_load_ps(p)); }
   static FA_INLINE I load(const int* p) { return I((I::Raw)_mm512_load_si512(p)); }
@@ -81,16 +80,6 @@ struct Avx512 {
     const __m512i r = _mm512_mask_mov_epi32(rounded, _mm512_cmp_ps_mask(v.x, v.x, _CMP_UNORD_Q), _mm512_set1_epi32(0x7fc0));
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(r));
   }
-
-  template <class T>
-  static FA_INLINE F lanes(const T* p) {
-    return widen(p);
-  }
-  static FA_INLINE F load_lanes(const float* p) { return load(p); }
-  static FA_INLINE void store_lanes(float* p, F v) { store(p, v); }
-  static FA_INLINE void store_p(float* p, F v, F) { store(p, v); }
-  static FA_INLINE void scale_p(float* p, F factor) { store(p, factor * load(p)); }
-  static FA_INLINE void keep_p(float* p, int, Flags<W> keep) { store(p, select(keep, load(p), F(0.0f))); }
 
   static FA_INLINE void transpose(F (&r)[16]) {  // pairs, quads, then blocks of 128 bits
     __m512 t[16], u[16];

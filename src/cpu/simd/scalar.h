@@ -10,12 +10,11 @@ using Float4 = Vec<float, 4>;
 FA_FN Float4 fma(Float4 a, Float4 b, Float4 c) { return a.x * b.x + c.x; }
 FA_FN bool any(Flags<4> c) { return (c.x[0] | c.x[1] | c.x[2] | c.x[3]) != 0; }
 
-struct Scalar {
+struct Scalar : FloatLanes<Scalar, 4> {
   using F = Float4;
   using I = Vec<int, 4>;
   using U = Vec<unsigned, 4>;
-  using Lane = float;
-  static constexpr int W = 4, MR = 6, NV = 2, STEP = 1;
+  static constexpr int W = 4, MR = 6, NV = 2;
 
   static FA_INLINE F load(const float* p) { return load_any<F>(p); }
   static FA_INLINE I load(const int* p) { return load_any<I>(p); }
@@ -52,16 +51,6 @@ struct Scalar {
     const U large = select(magnitude > U(0x7f800000u), U(0x7e00u), U(0x7c00u));
     scatter(p, sign | select(magnitude >= U(0x477ff000u), large, finite));
   }
-
-  template <class T>
-  static FA_INLINE F lanes(const T* p) {
-    return widen(p);
-  }
-  static FA_INLINE F load_lanes(const float* p) { return load(p); }
-  static FA_INLINE void store_lanes(float* p, F v) { store(p, v); }
-  static FA_INLINE void store_p(float* p, F v, F) { store(p, v); }
-  static FA_INLINE void scale_p(float* p, F factor) { store(p, factor * load(p)); }
-  static FA_INLINE void keep_p(float* p, int, Flags<W> keep) { store(p, select(keep, load(p), F(0.0f))); }
 
   static FA_INLINE void transpose(F (&r)[W]) {
     F t[W];

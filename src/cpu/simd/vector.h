@@ -230,6 +230,22 @@ FA_FN Vec<float, W> in_register(Vec<float, W> a) {
   return a;
 }
 
+// Tiles whose lanes are floats, for a set S of W of them; a set with lanes of another kind hides these by its own.
+template <class S, int W>
+struct FloatLanes {
+  using Lane = float;
+  static constexpr int STEP = 1;
+  template <class T>
+  static FA_INLINE Vec<float, W> lanes(const T* p) {
+    return S::widen(p);
+  }
+  static FA_INLINE Vec<float, W> load_lanes(const float* p) { return S::load(p); }
+  static FA_INLINE void store_lanes(float* p, Vec<float, W> v) { S::store(p, v); }
+  static FA_INLINE void store_p(float* p, Vec<float, W> v, Vec<float, W>) { S::store(p, v); }
+  static FA_INLINE void scale_p(float* p, Vec<float, W> factor) { S::store(p, factor * S::load(p)); }
+  static FA_INLINE void keep_p(float* p, int, Flags<W> keep) { S::store(p, select(keep, S::load(p), Vec<float, W>(0.0f))); }
+};
+
 // Memory of the caller: any alignment. A kernel's own scratch is read and written by the load and store of its instruction set.
 template <class V, class P>
 FA_FN V load_any(const P* p) {
