@@ -4,6 +4,7 @@ nobody reads never runs. With an emulator the same kernel objects write the text
 from __future__ import annotations
 
 import functools
+import struct
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from flash_attn.runners import metal
 
 _DTYPES = {code: getattr(mx, name) for name, code in DTYPES.items() if hasattr(mx, name)}
 _STRIDED = (Role.Q, Role.K, Role.V)
+_theirs = mx.fast.scaled_dot_product_attention  # flash_attn.mlx.install() puts ours in its place
 
 
 @functools.cache
@@ -31,6 +33,16 @@ def kernel_of(variant: metal.Variant) -> Any:
     )
 
 
+def variant_of(launch: metal.Launch, prepared: _core.Prepared) -> metal.Variant:
+    """Where MLX puts an array, and so whether 16 bytes can be read at once, is known when a kernel runs: it asks itself."""
+    return launch.variant(prepared.pass_, prepared.pass_ == Pass.FORWARD, metal.ASKED)
+
+
+def variants(prepared: _core.Prepared) -> list[metal.Variant]:
+    """The kernels of ours that a prepared call runs."""
+    return [variant_of(launch, prepared) for launch in metal.launches_of(prepared) if launch.source]
+
+
 def execute(prepared: _core.Prepared, arrays: dict[int, mx.array], emulated: str = "") -> dict[int, mx.array]:
     """What a prepared call writes, by role. ``emulated``: the emulator's build, or "" for the GPU."""
     strided = prepared.pass_ == Pass.FORWARD
@@ -42,6 +54,8 @@ def execute(prepared: _core.Prepared, arrays: dict[int, mx.array], emulated: str
     temporaries = [([count], _DTYPES[code]) for code, count in prepared.temporaries]
 
     def launch(one: metal.Launch, inputs: list[mx.array], outputs: list[tuple[int, int]]) -> list[mx.array]:
+        if not one.source:
+            return [_attention_of_mlx(*inputs, **dict(one.constants))]
         made = [temporaries[temporary] if temporary >= 0 else shapes[role] for role, temporary in outputs]
         arguments = {
             "inputs": [*inputs, mx.array(memoryview(one.params).cast("i"))],
@@ -50,16 +64,22 @@ def execute(prepared: _core.Prepared, arrays: dict[int, mx.array], emulated: str
             "output_shapes": [shape for shape, _ in made],
             "output_dtypes": [dtype for _, dtype in made],
         }
-        # where MLX puts an array, and so whether 16 bytes can be read at once, is known when the kernel runs
-        kernel = kernel_of(one.variant(prepared.pass_, strided, metal.ASKED))
+        kernel = kernel_of(variant_of(one, prepared))
         return _emulate(kernel, emulated, **arguments) if emulated else kernel(**arguments)
 
     results: dict[int, mx.array] = {}
     metal.run(prepared, placed, results, launch)
     for role, (shape, dtype) in shapes.items():
-        if role not in results:  # no launch: there is nothing to compute
+        if role not in results:  # no launch writes it: there is nothing to compute, or nobody to read it
             results[role] = mx.zeros(shape, dtype)
     return results
+
+
+def _attention_of_mlx(q: mx.array, k: mx.array, v: mx.array, causal: int, scale_bits: int) -> mx.array:
+    """MLX's own kernel, for the plans that name it."""
+    (scale,) = struct.unpack("f", struct.pack("i", scale_bits))
+    q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
+    return _theirs(q, k, v, scale=scale, mask="causal" if causal else None).swapaxes(1, 2)
 
 
 # ---- emulation ----------------------------------------------------------------------------------------------------------
