@@ -1,9 +1,10 @@
-"""python -m flash_attn: what was found on this machine, and what is missing."""
+"""python -m flash_attn: what was found on this machine, and what is missing. selftest and bench after it are programs of their own."""
 
 from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import importlib.util
 import platform
 import sys
 
@@ -29,7 +30,29 @@ def _other_distribution() -> str | None:
     return None
 
 
-def main() -> int:
+def _metal(mode: str) -> str:
+    if importlib.util.find_spec("mlx") is None:
+        return "needs MLX"
+    import mlx.core as mx
+
+    if mode.startswith("emulate"):
+        return "kernels run in the emulator (FLASH_ATTENTION_METAL)"
+    if not mx.metal.is_available():
+        return "no Apple GPU that MLX can use"
+    return f"ready, while MLX's default device is the GPU (it is {mx.default_device()}); not tried on one: python -m flash_attn selftest"
+
+
+def main(arguments: list[str]) -> int:
+    if arguments[:1] in (["selftest"], ["bench"]):
+        return importlib.import_module(f"flash_attn.{arguments[0]}").main(arguments[1:])
+    if arguments:
+        print(f"[flash_attn] arguments: expected none, selftest or bench, found {' '.join(arguments)}", file=sys.stderr)
+        return 2
+    return report()
+
+
+def report() -> int:
+    """Prints what there is."""
     import flash_attn
     from flash_attn import _core
 
@@ -51,10 +74,10 @@ def main() -> int:
         print(f"         device {number}: {device}")
     print(f"         compiler: {cuda['compiler']}")
     print(f"         compiled kernels: {cuda['cache']}")
+    print(f"  Metal  {_metal(_core.metal_mode())}")
     present = {row["backend"] for row in _core.kernel_table()}
-    for backend in ("metal", "rocm"):
-        if backend not in present:
-            print(f"  {backend.capitalize():6} not in this release")
+    if "rocm" not in present:
+        print("  ROCm   not in this release")
     print("frameworks")
     for module, note in (
         ("numpy", "NumPy arrays: all seven functions, explicit gradients"),
@@ -68,4 +91,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))
