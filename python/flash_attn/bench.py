@@ -1,4 +1,4 @@
-"""python -m flash_attn bench: our attention beside MLX's own on this machine, time and peak memory, as a table and, with matplotlib, a plot.
+"""python -m flash_attn bench: our attention beside MLX's own on this machine: time and peak memory in a table and, with matplotlib, a plot.
 
 Both run where MLX computes: on the GPU of a Mac, else on the CPU. "train" is the output and all three gradients. Each time is the median of
 alternating runs; memory is MLX's peak while one call runs, arguments and results included.

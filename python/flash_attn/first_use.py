@@ -27,12 +27,20 @@ _lock = threading.RLock()
 
 
 def trusted(
-    framework: Framework, device: str, variants: Sequence[Any], prepared: _core.Prepared, function: str, views: list, options: Options
+    framework: Framework,
+    device: str,
+    variants: Sequence[Any],
+    prepared: _core.Prepared,
+    function: str,
+    views: list,
+    options: Options,
+    like: Any = None,
 ) -> _core.Prepared:
     """``prepared``, or the same call by the plain kernel if these kernels are not to be trusted on the device.
 
     device      what decides whether a kernel that has passed once will pass again: the chip, and the versions of what compiles
     variants    of the kernels of prepared's launches; their text says all about them
+    like        an array of the call, for frameworks that have several devices
     """
     if _passed.issuperset(variants):
         return prepared
@@ -40,7 +48,7 @@ def trusted(
         key = frozenset(variants)
         why = _failed.get(key, "")
         if not why and variants and not all(_remembered(device, variant) for variant in variants):
-            why = _judged(framework, prepared, function, views, options)
+            why = _judged(framework, prepared, function, views, options, like)
             if not why:
                 for variant in variants:
                     _core.remember(_about(device, variant), "passed")
@@ -83,13 +91,13 @@ def small_call(prepared: _core.Prepared, function: str, views: list, options: Op
     return small_calls.like(function, prepared.pass_, shapes, options, split)
 
 
-def _judged(framework: Framework, prepared: _core.Prepared, function: str, views: list, options: Options) -> str:
-    """ "" or what is wrong with the kernels of a call."""
+def _judged(framework: Framework, prepared: _core.Prepared, function: str, views: list, options: Options, like: Any) -> str:
+    """What is wrong with the kernels of a call, or ""."""
     call = small_call(prepared, function, views, options)
     if call is None:
         return ""
     try:
-        return compared(framework, call).fault
+        return compared(framework, call, like).fault
     except Exception as error:  # whatever a driver, a compiler or a framework throws: the call must go on
         words = str(error).strip() or type(error).__name__
         return f"an error ({words.splitlines()[0]})"

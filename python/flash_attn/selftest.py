@@ -8,7 +8,8 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from flash_attn import _core, engine, first_use, small_calls
@@ -30,7 +31,7 @@ class Kind(NamedTuple):
     """A way to call attention: arrays besides q, k and v, options, and whether keys are split."""
 
     name: str
-    arrays: dict[int, Shape] = {}  # noqa: RUF012: never written
+    arrays: Mapping[int, Shape] = MappingProxyType({})
     options: Options = Options()
     rows: int = ROWS
     function: str = "flash_attn_func"
@@ -80,7 +81,7 @@ def _shapes(kind: Kind, code: int, dim: int, value_dim: int) -> dict[int, Shape]
         Role.K: Shape(code, (*keys, KV_HEADS, dim)),
         Role.V: Shape(code, (*keys, KV_HEADS, value_dim)),
     }
-    return floats | kind.arrays
+    return floats | dict(kind.arrays)
 
 
 def cases(quick: bool = False) -> Iterator[Case]:

@@ -166,6 +166,7 @@ NB_MODULE(_core, m) {
   nb::class_<Prepared>(m, "Prepared")
       .def_prop_ro("outputs", [](const Prepared& p) { return outputs_list(p.plan.problem, p.call); })
       .def_prop_ro("kernel", [](const Prepared& p) { return std::string(p.plan.row->name); })
+      .def_prop_ro("backend", [](const Prepared& p) { return std::string(p.plan.backend->name); })
       .def_prop_ro("pass_", [](const Prepared& p) { return static_cast<int>(p.plan.problem.pass); })
       .def_prop_ro("launches", [](const Prepared& p) { return bindings::launches_of(p.plan); })
       .def_prop_ro("temporaries",
