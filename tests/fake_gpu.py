@@ -70,7 +70,7 @@ def gpu(cache, device="a GPU", lazy_errors=False, plants=None):
         def launch(**arguments):
             launched.append(variant.name.split("_needs")[0].removeprefix("fa_"))
             try:
-                return metal_mlx._emulate(kernel, "plain", **arguments)
+                return metal_mlx._emulate(kernel, build="plain", **arguments)
             except RuntimeError:
                 if not lazy_errors:
                     raise

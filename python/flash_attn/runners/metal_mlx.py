@@ -6,6 +6,7 @@ from __future__ import annotations
 import functools
 import struct
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from flash_attn.runners import metal
 
 _DTYPES = {code: getattr(mx, name) for name, code in DTYPES.items() if hasattr(mx, name)}
 _STRIDED = (Role.Q, Role.K, Role.V)
+Start = Callable[..., list[mx.array]]  # (kernel object, and by keyword what it takes) -> outputs
 _theirs = mx.fast.scaled_dot_product_attention  # flash_attn.mlx.install() puts ours in its place
 
 
@@ -53,22 +55,29 @@ def execute(prepared: _core.Prepared, arrays: dict[int, mx.array], emulated: str
     shapes = {role: (shape, _DTYPES[code]) for role, code, shape in prepared.outputs}
     temporaries = [([count], _DTYPES[code]) for code, count in prepared.temporaries]
 
-    def launch(one: metal.Launch, inputs: list[mx.array], outputs: list[tuple[int, int]]) -> list[mx.array]:
-        if not one.source:
-            return [_attention_of_mlx(*inputs, **dict(one.constants))]
-        made = [temporaries[temporary] if temporary >= 0 else shapes[role] for role, temporary in outputs]
-        arguments = {
-            "inputs": [*inputs, mx.array(memoryview(one.params).cast("i"))],
-            "grid": tuple(blocks * threads for blocks, threads in zip(one.blocks, one.threads, strict=True)),
-            "threadgroup": one.threads,
-            "output_shapes": [shape for shape, _ in made],
-            "output_dtypes": [dtype for _, dtype in made],
-        }
-        kernel = kernel_of(variant_of(one, prepared))
-        return _emulate(kernel, emulated, **arguments) if emulated else kernel(**arguments)
+    def walk(start: Start) -> dict[int, mx.array]:
+        def launch(one: metal.Launch, inputs: list[mx.array], outputs: list[tuple[int, int]]) -> list[mx.array]:
+            if not one.source:
+                return [_attention_of_mlx(*inputs, **dict(one.constants))]
+            made = [temporaries[temporary] if temporary >= 0 else shapes[role] for role, temporary in outputs]
+            return start(
+                kernel_of(variant_of(one, prepared)),
+                inputs=[*inputs, mx.array(memoryview(one.params).cast("i"))],
+                grid=tuple(blocks * threads for blocks, threads in zip(one.blocks, one.threads, strict=True)),
+                threadgroup=one.threads,
+                output_shapes=[shape for shape, _ in made],
+                output_dtypes=[dtype for _, dtype in made],
+            )
 
-    results: dict[int, mx.array] = {}
-    metal.run(prepared, placed, results, launch)
+        results: dict[int, mx.array] = {}
+        metal.run(prepared, placed, results, launch)
+        return results
+
+    if emulated:
+        _build_together(tuple(variants(prepared)), emulated, walk)
+        results = walk(functools.partial(_emulate, build=emulated))
+    else:
+        results = walk(lambda kernel, **arguments: kernel(**arguments))
     for role, (shape, dtype) in shapes.items():
         if role not in results:  # no launch writes it: there is nothing to compute, or nobody to read it
             results[role] = mx.zeros(shape, dtype)
@@ -102,15 +111,40 @@ def emulator(build: str) -> Any:
     return metal_emulator.Emulator(build)
 
 
-def _emulate(kernel: Any, build: str, inputs: list[mx.array], output_dtypes: list[mx.Dtype], **arguments: Any) -> list[mx.array]:
+_built: set[tuple[Any, ...]] = set()
+
+
+def _build_together(wanted: tuple[metal.Variant, ...], build: str, walk: Callable[[Start], Any]) -> None:
+    """Compiles the kernels of a call at once, where there are several: one after the other, they take most of the time of the tests."""
+    if len(wanted) < 2 or (build, wanted) in _built:
+        return
+    _built.add((build, wanted))
+    texts = []
+
+    def note(kernel: Any, output_shapes: list, output_dtypes: list, **arguments: Any) -> list[mx.array]:
+        texts.append(_captured(kernel, output_shapes=output_shapes, output_dtypes=output_dtypes, **arguments).text)
+        return [mx.zeros(*made) for made in zip(output_shapes, output_dtypes, strict=True)]
+
     machine = emulator(build)
+    walk(note)
+    machine.build_all(texts)
+
+
+def _captured(kernel: Any, inputs: list[mx.array], **arguments: Any) -> Any:
+    """What MLX would launch."""
     from metal_emulator import capture
 
     mx.eval(inputs)
-    launch = capture(kernel, [_to_numpy(x) for x in inputs], output_dtypes=output_dtypes, **arguments)
+    launch = capture(kernel, [_to_numpy(x) for x in inputs], **arguments)
     launch.buffers[-len(launch.outputs) - 1].alignment = 16  # params is our own array, at the start of its memory
+    return launch
+
+
+def _emulate(kernel: Any, build: str, **arguments: Any) -> list[mx.array]:
+    machine = emulator(build)  # finds the package that _captured() imports
+    launch = _captured(kernel, **arguments)
     launch.run(machine).check()
-    return [_to_mlx(array, dtype) for array, dtype in zip(launch.outputs, output_dtypes, strict=True)]
+    return [_to_mlx(array, dtype) for array, dtype in zip(launch.outputs, arguments["output_dtypes"], strict=True)]
 
 
 def _to_numpy(array: mx.array) -> Any:
