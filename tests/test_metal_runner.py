@@ -16,10 +16,10 @@ mx = pytest.importorskip("mlx.core", reason="mlx is not installed")
 from mlx.utils import tree_flatten  # noqa: E402
 
 import flash_attn.mlx  # noqa: E402
+from fake_gpu import on_trusted_gpu as on_gpu  # noqa: E402
 from flash_attn import _core, flash_attn_func, flash_attn_varlen_func  # noqa: E402
 from flash_attn.call import METAL, Options, Pass, Role  # noqa: E402
 from flash_attn.engine import shape_of  # noqa: E402
-from flash_attn.frameworks.mlx import MLX  # noqa: E402
 from flash_attn.runners import metal, metal_mlx  # noqa: E402
 from target_metal import emulated, why_not  # noqa: E402
 
@@ -27,11 +27,6 @@ if why_not():
     pytest.skip(why_not(), allow_module_level=True)
 ROOT = Path(__file__).parent.parent
 B, S, H, HK, D = 2, 20, 4, 2, 32
-
-
-def on_gpu():
-    """Calls are made as on a GPU; only exporting functions can do something with them here."""
-    return mock.patch.object(MLX, "metal", lambda self: "gpu")
 
 
 def normal(*shape):
@@ -207,7 +202,7 @@ def test_programs_give_the_cpus_numbers(path):
 
 def test_a_complete_text_says_what_mlx_would_say():
     """The signature that torch needs: the same kernel by it gives what MLX's signature gives."""
-    shape, names = (1, 8, 1, 8), {"q": "float", "k": "float", "v": "float", "params": "int", "out": "float", "lse": "float"}
+    shape, names = (1, 8, 1, 8), dict.fromkeys(("q", "k", "v", "out", "lse"), 3)
     views = [(role, shape_of(3, shape, METAL)) for role in (Role.Q, Role.K, Role.V)]
     prepared = _core.prepare("flash_attn_func", Pass.FORWARD, views, Options())
     (launch,) = metal.launches_of(prepared)

@@ -101,7 +101,9 @@ struct Options {
   int splits = 0;                        // hint, 0: chosen here
   std::optional<int64_t> cache_length;   // of every row when there is no array of lengths
   bool rotary_interleaved = true;
-  uint64_t wants = 0;  // bits of Roles to be written beyond the pass's own (probabilities, delta, dbias, dsink)
+  // Bits of Roles to be written beyond the pass's own (probabilities, delta, dbias, dsink). out: of a forward pass, nobody will read
+  // the lse, which then may hold anything.
+  uint64_t wants = 0;
 };
 constexpr uint64_t bit(Role role) { return uint64_t{1} << static_cast<int>(role); }
 

@@ -1,9 +1,10 @@
-"""python -m flash_attn: what was found on this machine, and what is missing."""
+"""python -m flash_attn: what was found on this machine, and what is missing. selftest and bench after it are programs of their own."""
 
 from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import importlib.util
 import platform
 import sys
 
@@ -29,16 +30,28 @@ def _other_distribution() -> str | None:
     return None
 
 
-def _metal() -> str:
+def _metal(mode: str) -> str:
     from flash_attn.flash_attn_mlx import device
 
+    if mode.startswith("emulate"):
+        return "kernels run in the emulator (FLASH_ATTENTION_METAL)"
     if not device.is_apple_silicon():
         return f"expected a Mac with an Apple chip, found {sys.platform} on {platform.machine()}"
     available, said = device.check_mlx_requirements()
-    return f"ready: {said}" if available and said.endswith("Metal.") else said
+    return f"ready: {said}; not tried on one: python -m flash_attn selftest" if available and said.endswith("Metal.") else said
 
 
-def main() -> int:
+def main(arguments: list[str]) -> int:
+    if arguments[:1] in (["selftest"], ["bench"]):
+        return importlib.import_module(f"flash_attn.{arguments[0]}").main(arguments[1:])
+    if arguments:
+        print(f"[flash_attn] arguments: expected none, selftest or bench, found {' '.join(arguments)}", file=sys.stderr)
+        return 2
+    return report()
+
+
+def report() -> int:
+    """Prints what there is."""
     import flash_attn
     from flash_attn import _core
 
@@ -60,7 +73,7 @@ def main() -> int:
         print(f"         device {number}: {device}")
     print(f"         compiler: {cuda['compiler']}")
     print(f"         compiled kernels: {cuda['cache']}")
-    print(f"  Metal  {_metal()}")
+    print(f"  Metal  {_metal(_core.metal_mode())}")
     print("  ROCm   not in this release")
     print("frameworks")
     for module, note in (
@@ -75,4 +88,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -130,4 +130,5 @@ def append_in_place(framework: Framework, function: str, arrays: Arrays, options
 
 def explain(framework: Framework, function: str, arrays: Arrays, options: Options) -> str:
     """Which kernel a forward call would run, and why others would not."""
-    return _core.explain(function, Pass.FORWARD, views_of(framework, function, arrays)[0], options)
+    views, traced = views_of(framework, function, arrays)
+    return _core.explain(function, Pass.FORWARD, views, options) + ("" if traced else framework.remark(function, views, options))

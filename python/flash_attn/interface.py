@@ -170,6 +170,7 @@ def _attend(
         arrays[Role.SEED] = framework.seed(q) if rng_state is None else rng_state
         if return_attn_probs:
             options = options._replace(wants=1 << Role.PROBABILITIES)
+    options = framework.asked(options, return_attn_probs)
     if explaining and threading.get_ident() in explaining:
         return engine.explain(framework, function, arrays, options)
     out, lse, probabilities = framework.attention(function, arrays, options)

@@ -18,6 +18,7 @@ from flash_attn import _core, fold, namespaces
 from flash_attn.call import DTYPE_NAMES, DTYPES, Arrays, Options, Pass, Role
 from flash_attn.engine import FORWARD_ROLES, GRADIENTS, wants
 from flash_attn.frameworks.base import STRIDED, on_main_thread
+from flash_attn.runners import metal_torch
 
 CODES = {getattr(torch, name): code for name, code in DTYPES.items() if name != "bool_" and hasattr(torch, name)}
 BY_CODE = tuple(getattr(torch, DTYPE_NAMES.get(code, "uint8"), torch.uint8) for code in range(9))
@@ -37,11 +38,26 @@ def view(tensor: torch.Tensor, real: bool = True) -> _core.View:
     return _core.view_of_address(tensor.data_ptr() if real else 0, CODES[tensor.dtype], shape, strides, kind, device.index or 0, owner)
 
 
-class _Addresses:
-    """What _core.Exchange does, for torch < 2.10, which has no DLPack exchange table."""
+def execute(prepared: _core.Prepared, arrays: Arrays) -> Arrays:
+    """Runs a prepared call on tensors: what it writes, by role, in the caller's tensors where there are some."""
+    if prepared.backend == "metal":
+        return metal_torch.execute(prepared, arrays)
+    like = next(iter(arrays.values()))
+    results = {
+        role: arrays[role] if role in arrays else like.new_empty(shape, dtype=BY_CODE[code]) for role, code, shape in prepared.outputs
+    }
+    temporaries = [view(like.new_empty(count, dtype=BY_CODE[code])) for code, count in prepared.temporaries]  # views own their memory
+    stream = torch.cuda.current_stream(like.device).cuda_stream if like.is_cuda else 0
+    _core.run(prepared, [(role, view(tensor)) for role, tensor in results.items()], on_main_thread(), temporaries, stream)
+    return results
 
-    def _views(self, function: str, arrays: Arrays, written: int) -> list[tuple[int, _core.View]]:
-        views = []
+
+class _Addresses:
+    """What _core.Exchange does, for torch < 2.10, which has no DLPack exchange table, and for kernels that only Python can launch."""
+
+    def _views(self, function: str, arrays: Arrays, written: int) -> tuple[list[tuple[int, _core.View]], Arrays]:
+        """Views by role, and the arrays that they are views of: copies of those that no kernel reads as they are."""
+        views, placed = [], {}
         for role, tensor in arrays.items():
             name = _core.argument_name(function, role)
             if not isinstance(tensor, torch.Tensor):
@@ -55,9 +71,11 @@ class _Addresses:
                 )
             made = view(tensor)
             if not (made.last_axis_contiguous if role in STRIDED else made.contiguous) and not written >> role & 1:
-                made = view(tensor.contiguous())
+                tensor = tensor.contiguous()
+                made = view(tensor)
             views.append((role, made))
-        return views
+            placed[role] = tensor
+        return views, placed
 
     def eager(self, arrays: Arrays) -> bool:
         if any(watcher() for watcher in _WATCHERS):
@@ -68,25 +86,23 @@ class _Addresses:
         return None
 
     def check(self, function: str, pass_: int, arrays: Arrays, options: Options, written: int) -> None:
-        _core.prepare(function, pass_, self._views(function, arrays, written), options)
+        _core.prepare(function, pass_, self._views(function, arrays, written)[0], options)
 
     def run(self, function: str, pass_: int, arrays: Arrays, options: Options, written: int, main_thread: bool) -> Arrays:
-        views = self._views(function, arrays, written)  # they own the copies until the run is over
+        views, placed = self._views(function, arrays, written)
         prepared = _core.prepare(function, pass_, views, options)
-        like = next(iter(arrays.values()))
-        results = {}
-        for role, code, shape in prepared.outputs:
-            results[role] = arrays[role] if role in arrays else like.new_empty(shape, dtype=BY_CODE[code])
-        temporaries = [view(like.new_empty(count, dtype=BY_CODE[code])) for code, count in prepared.temporaries]  # views own their memory
-        stream = torch.cuda.current_stream(like.device).cuda_stream if like.is_cuda else 0
-        _core.run(prepared, [(role, view(tensor)) for role, tensor in results.items()], main_thread, temporaries, stream)
-        return results
+        if prepared.backend == "metal":
+            from flash_attn.frameworks.torch import FRAMEWORK
+
+            prepared = FRAMEWORK.trusted(prepared, function, views, placed, options)
+        return execute(prepared, placed)
 
 
+ADDRESSES = _Addresses()
 _EXACT = (torch.Tensor, torch.nn.Parameter)  # subclasses may hide anything: they take the dispatcher
 transforms = torch._C._functorch.peek_interpreter_stack
 _WATCHERS = (torch._C._len_torch_dispatch_stack, transforms, torch._C._get_tracing_state)
-EXCHANGE: Any = _Addresses()
+EXCHANGE: Any = ADDRESSES
 if hasattr(torch.Tensor, "__dlpack_c_exchange_api__"):
     EXCHANGE = _core.Exchange(_EXACT, torch.empty_like, BY_CODE, "PyTorch", _WATCHERS, torch.is_grad_enabled)
 
@@ -95,6 +111,8 @@ def run(function: str, which: int, arrays: Arrays, options: Options, written: in
     """One pass on plain tensors: what it wrote, by role. ``written``: bits of roles that are written in place."""
     # not EXCHANGE.run(): TorchDynamo, which may come here after torch.vmap(compiled), forgets the object of methods that are written in C++
     results = type(EXCHANGE).run(EXCHANGE, function, which, arrays, options, written, on_main_thread())
+    if results is None:  # the plan's kernels are launched from Python
+        results = ADDRESSES.run(function, which, arrays, options, written, on_main_thread())
     if written:
         for role, tensor in arrays.items():
             if written >> role & 1 and not tensor.is_inference():

@@ -1,4 +1,5 @@
 // What Python sees of GPU backends: plans for any device as plain data, kernel texts, and the state of CUDA on this machine.
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
@@ -10,6 +11,7 @@
 #include "core/cache.h"
 #include "core/error.h"
 #include "core/kernel_text.h"
+#include "core/sha256.h"
 #include "cuda/driver/context.h"
 #include "cuda/driver/kernels.h"
 
@@ -97,6 +99,9 @@ nb::tuple cuda_compile(const std::string& source, const Constants& constants, in
 void bind_gpu(nb::module_& m) {
   m.def("kernel_text", kernel_text, nb::arg("backend"), nb::arg("source"));
   m.def("plan", plan_for, nb::arg("function"), nb::arg("pass_"), nb::arg("arrays"), nb::arg("options"), nb::arg("device"));
+  // entries of the cache of compiled kernels, named by the hash of what they are about
+  m.def("remember", [](const std::string& about, const std::string& content) { cache::write(sha256(about), content); });
+  m.def("remembered", [](const std::string& about) { return cache::read(sha256(about)); });
   m.def("cuda_state", cuda_state);
   m.def("cuda_compile", cuda_compile, nb::arg("source"), nb::arg("constants"), nb::arg("arch"), nb::arg("options"));
   std::vector<std::string> folders;

@@ -155,6 +155,7 @@ NB_MODULE(_core, m) {
 
   nb::class_<View>(m, "View")
       .def_prop_ro("shape", [](const View& v) { return std::vector<int64_t>(v.tensor.shape, v.tensor.shape + v.tensor.rank); })
+      .def_prop_ro("dtype", [](const View& v) { return static_cast<int>(v.tensor.dtype); })
       .def_prop_ro("last_axis_contiguous", [](const View& v) { return v.regular && contiguous(v.tensor, true); })
       .def_prop_ro("contiguous", [](const View& v) { return v.regular && contiguous(v.tensor, false); });
   m.def("view_of_buffer", view_of_buffer, nb::arg("object"), nb::arg("dtype"), nb::arg("writable") = false);
@@ -165,6 +166,7 @@ NB_MODULE(_core, m) {
   nb::class_<Prepared>(m, "Prepared")
       .def_prop_ro("outputs", [](const Prepared& p) { return outputs_list(p.plan.problem, p.call); })
       .def_prop_ro("kernel", [](const Prepared& p) { return std::string(p.plan.row->name); })
+      .def_prop_ro("backend", [](const Prepared& p) { return std::string(p.plan.backend->name); })
       .def_prop_ro("pass_", [](const Prepared& p) { return static_cast<int>(p.plan.problem.pass); })
       .def_prop_ro("launches", [](const Prepared& p) { return bindings::launches_of(p.plan); })
       .def_prop_ro("temporaries",

@@ -17,6 +17,7 @@ enum Need : unsigned {
   WINDOW = 128u,   // a left or right limit other than causal's
   DETERMINISTIC = 256u,
   OUT_FLOAT = 512u,  // out_dtype float32 for 16-bit inputs
+  LSE = 1024u,       // forward: somebody reads the log-sum-exp
 };
 
 struct Problem {

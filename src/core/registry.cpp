@@ -36,7 +36,8 @@ constexpr Bit NEED_WORDS[] = {{VARLEN, "packed sequences (cu_seqlens)"},
                               {CHUNK, "attention_chunk"},
                               {WINDOW, "window_size"},
                               {DETERMINISTIC, "deterministic"},
-                              {OUT_FLOAT, "out_dtype float32"}};
+                              {OUT_FLOAT, "out_dtype float32"},
+                              {LSE, "log-sum-exp (and gradients)"}};
 
 std::string missing(unsigned wanted, unsigned able, std::span<const Bit> bits) {
   std::string words;

@@ -63,6 +63,7 @@ void Check::forward() {
   if (out != DType::none && !may_be_out(out, p.dtype)) bad(Kind::type, "out_dtype", text(out_dtypes(p.dtype), ", found ", dtype_name(out)));
   p.out_dtype = out == DType::none ? p.dtype : out;
   if (p.out_dtype != p.dtype) p.needs |= OUT_FLOAT;
+  if (!(call.options.wants & bit(Role::out))) p.needs |= LSE;
   p.wants = bit(Role::out) | bit(Role::lse) | ((call.options.wants | p.given) & bit(Role::probabilities));
   x.out = Strides{packed() ? 0 : p.max_rows * x.heads * x.value_dim, int64_t{x.heads} * x.value_dim, x.value_dim};
   if (p.wants & (p.given | bit(Role::probabilities))) given_outputs();

@@ -1,6 +1,7 @@
 #include "metal/plan.h"
 
 #include <algorithm>
+#include <bit>
 #include <cstring>
 #include <initializer_list>
 
@@ -83,6 +84,7 @@ struct Planner {
     l.arguments.push_back(Argument{as, Source{Role::COUNT, temporary}, written});
   }
 
+  void mlx_sdpa();
   void forward();
   void decode();
   void forward_plain();
@@ -122,6 +124,15 @@ bool Planner::has_words(std::initializer_list<Strides> arrays) const {
         odd(s.head, p.heads))
       return false;
   return true;
+}
+// Not a kernel of ours: the runner calls MLX's function with these numbers.
+void Planner::mlx_sdpa() {
+  const ParamsT<double>& p = problem.params;
+  plan.launches.push_back(Launch{plan.row, "mlx_sdpa", p, {}});
+  Launch& l = plan.launches.back();
+  l.constants = {{"causal", p.mask.right == 0}, {"scale_bits", std::bit_cast<int>(static_cast<float>(p.score.scale))}};
+  reads(l, {Role::q, Role::k, Role::v});
+  l.arguments.push_back(Argument{Role::out, Source{Role::out, -1}, true});
 }
 // What FORWARD_TILES says, and how the columns of Out are cut.
 void Planner::forward() {
@@ -349,6 +360,7 @@ void Planner::merge() {
 Plan plan(const Problem& problem, const Kernel& row, const Device&) {
   Planner planner(problem, row);
   const auto is = [&](const char* name) { return std::strcmp(row.name, name) == 0; };
+  if (is("mlx_sdpa")) planner.mlx_sdpa();
   if (is("decode")) planner.decode();
   if (is("forward")) planner.forward();
   if (is("forward_plain")) planner.forward_plain();

@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import tempfile
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -115,6 +116,14 @@ class Emulator:
             host.runtime(self.compiler.runtime())
             _modules[key] = host.Module(self.compiler.module(text, self.build))
         return _modules[key]
+
+    def build_all(self, texts) -> None:
+        """Builds the modules of several texts at once, on all processors, for launches to find."""
+        new = [text for text in dict.fromkeys(texts) if (self.build, text, self.compiler.folder) not in _modules]
+        if len(new) > 1:
+            self.compiler.prefix(self.build)
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                list(pool.map(lambda text: self.compiler.module(text, self.build), new))
 
     def launch(self, text: str, name: str, buffers, grid, threadgroup, constants: dict[int, int] | None = None) -> Report:
         """Runs kernel `name` of a complete Metal text and writes its results into the buffers' arrays.

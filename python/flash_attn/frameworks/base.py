@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 from flash_attn import _core
@@ -51,6 +52,14 @@ class Framework:
         """The same values with contiguous memory, aligned to the element."""
         raise NotImplementedError
 
+    def from_bytes(self, data: bytes, shape: Sequence[int], code: int, like: Any = None) -> Any:
+        """A contiguous array with these bytes in it, on the device of ``like`` or where the framework computes now."""
+        raise NotImplementedError
+
+    def floats(self, array: Any) -> Sequence[float]:
+        """All elements, in order."""
+        raise NotImplementedError
+
     def traced(self, arrays: Arrays) -> bool:
         """Whether values cannot be had now, because a function is being compiled or exported: the plain formula runs then."""
         return False
@@ -77,6 +86,10 @@ class Framework:
         """(out, lse or anything) of a call like most, or None: then the long way, which converts and checks options, is to be taken.
         `values`: the options as the user gave them, in the order of Options. A small attention takes less time than the long way."""
         return None
+
+    def asked(self, options: Options, with_lse: bool) -> Options:
+        """The options of an attention whose lse the caller wants or not, with bit OUT in ``wants`` where nobody else wants it either."""
+        return options
 
     def attention(self, function: str, arrays: Arrays, options: Options) -> tuple[Any, Any, Any]:
         """(out, lse, probabilities or None), differentiable by the framework's autograd if it has one."""
@@ -113,6 +126,10 @@ class Framework:
         outputs = [(role, self.view(array, writable=True)) for role, array in results.items()]
         _core.run(prepared, outputs, on_main_thread())
         return results
+
+    def remark(self, function: str, views: list, options: Options) -> str:
+        """What explain() has to add about a forward call, beginning with a line break, or ""."""
+        return ""
 
     def describe_dtype(self, array: Any) -> str:
         """A dtype as errors say it."""

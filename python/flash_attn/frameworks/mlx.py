@@ -7,6 +7,8 @@ compute (jvp, second order), the plain formula runs on the arrays themselves; vm
 
 from __future__ import annotations
 
+import functools
+import platform
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,7 +17,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from flash_attn import _core, engine, fold, formula
+from flash_attn import _core, engine, first_use, fold, formula
 from flash_attn.call import DTYPES, METAL, Arrays, Options, Pass, Role
 from flash_attn.engine import BACKWARD_ROLES, GRADIENTS
 from flash_attn.frameworks.base import Framework
@@ -98,10 +100,35 @@ class MLX(Framework):
         mx.eval(array)
         return array
 
+    def from_bytes(self, data: bytes, shape: Sequence[int], code: int, like: Any = None) -> mx.array:
+        as_stored = {1: "H", 2: "H", 3: "f", 5: "i", 6: "q", 7: "I", 8: "B"}[code]
+        array = mx.array(memoryview(data).cast(as_stored))
+        return array.view(_DTYPES[code]).reshape(shape)
+
+    def floats(self, array: mx.array) -> Sequence[float]:
+        return array.astype(mx.float32).reshape(-1).tolist()
+
+    def prepare(self, function: str, which: int, views: list, options: Options) -> _core.Prepared:
+        prepared = super().prepare(function, which, views, options)
+        if self.metal() != "gpu":  # the emulator is there to judge kernels: it must see them
+            return prepared
+        return first_use.trusted(self, _gpu(), metal_mlx.variants(prepared), prepared, function, views, options)
+
+    def remark(self, function: str, views: list, options: Options) -> str:
+        if self.metal() != "gpu":
+            return ""
+        prepared = super().prepare(function, Pass.FORWARD, views, options)
+        return first_use.remark(metal_mlx.variants(prepared), prepared)
+
     def seed(self, like: Any) -> mx.array:
         # random bits come 16 at a time: larger ranges are drawn as float32, which has 24
         halves = mx.random.randint(0, 65536, (2, 2), dtype=mx.uint32)
         return mx.concatenate([halves[:, 0] | halves[:, 1] << 16, mx.zeros(2, dtype=mx.uint32)])
+
+    def asked(self, options: Options, with_lse: bool) -> Options:
+        if with_lse or _differentiable.get() or not self.metal():
+            return options
+        return options._replace(wants=options.wants | 1 << Role.OUT)
 
     def attention(self, function: str, arrays: Arrays, options: Options) -> tuple[Any, Any, Any]:
         if not _differentiable.get():
@@ -150,6 +177,14 @@ class MLX(Framework):
 
     def describe_dtype(self, array: Any) -> str:
         return str(array.dtype).removeprefix("mlx.core.")
+
+
+@functools.cache
+def _gpu() -> str:
+    """The GPU, and what decides what it makes of a kernel's text."""
+    information = getattr(mx, "device_info", None) or mx.metal.device_info
+    system = platform.mac_ver()[0] or platform.release()
+    return f"{information().get('architecture', 'unknown')}, system {system}, MLX {mx.__version__}"
 
 
 FRAMEWORK = MLX()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -56,6 +57,12 @@ class NumPy(Framework):
 
     def contiguous(self, array: Any) -> np.ndarray:
         return np.array(array, order="C", copy=True)
+
+    def from_bytes(self, data: bytes, shape: Sequence[int], code: int, like: Any = None) -> np.ndarray:
+        return np.frombuffer(data, self.empty([0], code, None).dtype).reshape(shape)
+
+    def floats(self, array: Any) -> Sequence[float]:
+        return array.astype(np.float64).reshape(-1).tolist()
 
     def namespace(self) -> Namespace:
         return _Namespace(np)

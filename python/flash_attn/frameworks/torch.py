@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+import platform
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch.autograd import forward_ad
 
-from flash_attn import _core, torch_ops
+from flash_attn import _core, first_use, torch_ops
 from flash_attn.call import DTYPES, Arrays, Options, Pass, Role
 from flash_attn.engine import FORWARD_ROLES, GRADIENTS
 from flash_attn.frameworks.base import Framework, on_main_thread
+from flash_attn.runners import metal_torch
 
 _FLOATS = frozenset({torch.float16, torch.bfloat16, torch.float32})
 _GRADIENT_OF = {source: gradient for gradient, source in GRADIENTS.items()}
@@ -22,6 +25,7 @@ _Q, _K, _V, _BIAS, _SINK, _OUT, _LSE, _DOUT, _DLSE = (
 _FORWARD, _BACKWARD = Pass.FORWARD, Pass.BACKWARD
 _is_compiling, _is_grad_enabled = torch.compiler.is_compiling, torch.is_grad_enabled
 _any_autocast = getattr(torch._C, "_is_any_autocast_enabled", lambda: True)
+_at_word = metal_torch.is_at_word
 _legacy_batched = getattr(torch._C._functorch, "is_legacy_batchedtensor", lambda x: False)  # torch.autograd.grad(is_grads_batched=True)
 _eager = torch_ops.is_eager
 _run = torch_ops.run
@@ -44,6 +48,36 @@ class Torch(Framework):
 
     def contiguous(self, array: Any) -> torch.Tensor:
         return array.contiguous()
+
+    def from_bytes(self, data: bytes, shape: Sequence[int], code: int, like: Any = None) -> torch.Tensor:
+        """Lies at a multiple of 16 bytes if ``like`` does."""
+        dtype = torch_ops.BY_CODE[code]
+        made = torch.frombuffer(bytearray(data), dtype=dtype) if data else torch.empty(0, dtype=dtype)
+        if like is not None:
+            skipped = 0 if _at_word(like) else 1
+            made = torch.empty(made.numel() + skipped, dtype=dtype, device=like.device)[skipped:].copy_(made)
+        return made.reshape(shape)
+
+    def floats(self, array: Any) -> Sequence[float]:
+        return array.detach().to(torch.float32).reshape(-1).tolist()
+
+    def execute(self, prepared: _core.Prepared, arrays: Arrays, views: list) -> Arrays:
+        return torch_ops.execute(prepared, arrays)
+
+    def trusted(self, prepared: _core.Prepared, function: str, views: list, arrays: Arrays, options: Options) -> _core.Prepared:
+        """The plan, or one by the plain kernel where Metal kernels have failed on this device."""
+        kernels = metal_torch.kernels(prepared, metal_torch.codes_of(arrays), all(map(_at_word, arrays.values())))
+        like = next(iter(arrays.values()))
+        if not metal_torch.read_words(kernels):
+            like = like.new_empty(2)[1:]
+        return first_use.trusted(self, _apple(), kernels, prepared, function, views, options, like)
+
+    def remark(self, function: str, views: list, options: Options) -> str:
+        prepared = _core.prepare(function, Pass.FORWARD, views, options)
+        if prepared.backend != "metal":
+            return ""
+        codes = {role: view.dtype for role, view in views}
+        return first_use.remark(metal_torch.kernels(prepared, codes, True), prepared)
 
     def namespace(self) -> torch_ops.Namespace:
         return torch_ops.Namespace()
@@ -354,6 +388,13 @@ class _WithoutGradients(torch.autograd.Function):
         raise NotImplementedError(
             f"[{ctx.function}] has no backward: expected a call under torch.no_grad(), or gradients that nobody asks for."
         )
+
+
+@functools.cache
+def _apple() -> str:
+    """The GPU of device mps, and what decides what it makes of a kernel's text."""
+    name = getattr(torch.backends.mps, "get_name", lambda: "Apple GPU")()
+    return f"{name}, system {platform.mac_ver()[0] or platform.release()}, PyTorch {torch.__version__}"
 
 
 FRAMEWORK = Torch()

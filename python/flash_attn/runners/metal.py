@@ -1,5 +1,5 @@
 """Launches of a Metal plan: the text of each kernel variant, and the walk through a plan. How a kernel is launched is the caller's:
-frameworks/mlx.py gives it to mx.fast.metal_kernel, frameworks/torch.py to torch.mps.compile_shader, tests to an emulator.
+metal_mlx.py gives it to mx.fast.metal_kernel, metal_torch.py to torch.mps.compile_shader, tests to an emulator.
 
 A variant is a kernel with its constants and the arrays it gets. Its text is the kernel file behind #defines: the constants, and for each
 role the name of its array, or fa::Absent(). The body is one line, FA_ENTRY_<kernel>(...); arrays have the names of their roles.
@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from flash_attn import _core
-from flash_attn.call import Pass, Role
+from flash_attn.call import DTYPES, Pass, Role
 
 Constants = tuple[tuple[str, int], ...]
 
@@ -86,20 +86,41 @@ def kernel_text(source: str) -> str:
     return "\n".join(line for line in _core.kernel_text("metal", source).split("\n") if not line.startswith("#line")) + "\n"
 
 
-def complete_text(variant: Variant, types: dict[str, str]) -> str:
-    """A text with signature, for those who have nobody to write one. ``types``: the Metal types of the arrays' elements, by name."""
-    arguments = [
-        f"{'' if name in variant.outputs else 'const '}device {types[name]}* {name} [[buffer({index})]]"
-        for index, name in enumerate((*variant.inputs, *variant.outputs))
-    ]
+_TYPES = {
+    DTYPES[name]: word
+    for name, word in (
+        ("float16", "half"),
+        ("bfloat16", "bfloat"),
+        ("float32", "float"),
+        ("int32", "int"),
+        ("int64", "long"),
+        ("uint32", "uint"),
+        ("bool", "bool"),
+    )
+}
+
+
+def complete_text(variant: Variant, codes: dict[str, int]) -> str:
+    """A text with signature, for those who have nobody to write one: all arrays in device memory, params in constant.
+    ``codes``: the arrays' dtypes, by name."""
+    spaces = dict.fromkeys(variant.inputs, "const device") | dict.fromkeys(variant.outputs, "device") | {PARAMS: "const constant"}
+    types = {name: _TYPES[code] for name, code in codes.items()} | {PARAMS: "int"}
+    arguments = [f"{spaces[name]} {types[name]}* {name} [[buffer({i})]]" for i, name in enumerate((*variant.inputs, *variant.outputs))]
     arguments += [f"{kind} {name} [[{name}]]" for name, kind in _ATTRIBUTES.items()]
     return (
-        "#include <metal_stdlib>\n#include <metal_simdgroup_matrix>\nusing namespace metal;\n"
+        "#include <metal_stdlib>\n#include <metal_simdgroup_matrix>\nusing namespace metal;\n#define FA_PARAMS_SPACE constant\n"
         + variant.header
         + f"[[kernel]] void {variant.name}(\n  "
         + ",\n  ".join(arguments)
         + f") {{\n{variant.source}}}\n"
     )
+
+
+def codes_of(launch: Launch, prepared: _core.Prepared, given: dict[int, int]) -> dict[str, int]:
+    """The dtypes of a launch's arrays by name. ``given``: those of the caller's arrays, by role."""
+    caller = given | {role: code for role, code, _ in prepared.outputs}
+    made = [code for code, _ in prepared.temporaries]
+    return {_core.ROLES[as_]: made[temporary] if temporary >= 0 else caller[role] for as_, role, temporary, _ in launch.arguments}
 
 
 def launches_of(prepared: _core.Prepared) -> list[Launch]:

@@ -4,7 +4,9 @@ nobody reads never runs. With an emulator the same kernel objects write the text
 from __future__ import annotations
 
 import functools
+import struct
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,8 @@ from flash_attn.runners import metal
 
 _DTYPES = {code: getattr(mx, name) for name, code in DTYPES.items() if hasattr(mx, name)}
 _STRIDED = (Role.Q, Role.K, Role.V)
+Start = Callable[..., list[mx.array]]  # (kernel object, and by keyword what it takes) -> outputs
+_theirs = mx.fast.scaled_dot_product_attention  # flash_attn.mlx.install() puts ours in its place
 
 
 @functools.cache
@@ -31,6 +35,16 @@ def kernel_of(variant: metal.Variant) -> Any:
     )
 
 
+def variant_of(launch: metal.Launch, prepared: _core.Prepared) -> metal.Variant:
+    """Where MLX puts an array, and so whether 16 bytes can be read at once, is known when a kernel runs: it asks itself."""
+    return launch.variant(prepared.pass_, prepared.pass_ == Pass.FORWARD, metal.ASKED)
+
+
+def variants(prepared: _core.Prepared) -> list[metal.Variant]:
+    """The kernels of ours that a prepared call runs."""
+    return [variant_of(launch, prepared) for launch in metal.launches_of(prepared) if launch.source]
+
+
 def execute(prepared: _core.Prepared, arrays: dict[int, mx.array], emulated: str = "") -> dict[int, mx.array]:
     """What a prepared call writes, by role. ``emulated``: the emulator's build, or "" for the GPU."""
     strided = prepared.pass_ == Pass.FORWARD
@@ -41,25 +55,40 @@ def execute(prepared: _core.Prepared, arrays: dict[int, mx.array], emulated: str
     shapes = {role: (shape, _DTYPES[code]) for role, code, shape in prepared.outputs}
     temporaries = [([count], _DTYPES[code]) for code, count in prepared.temporaries]
 
-    def launch(one: metal.Launch, inputs: list[mx.array], outputs: list[tuple[int, int]]) -> list[mx.array]:
-        made = [temporaries[temporary] if temporary >= 0 else shapes[role] for role, temporary in outputs]
-        arguments = {
-            "inputs": [*inputs, mx.array(memoryview(one.params).cast("i"))],
-            "grid": tuple(blocks * threads for blocks, threads in zip(one.blocks, one.threads, strict=True)),
-            "threadgroup": one.threads,
-            "output_shapes": [shape for shape, _ in made],
-            "output_dtypes": [dtype for _, dtype in made],
-        }
-        # where MLX puts an array, and so whether 16 bytes can be read at once, is known when the kernel runs
-        kernel = kernel_of(one.variant(prepared.pass_, strided, metal.ASKED))
-        return _emulate(kernel, emulated, **arguments) if emulated else kernel(**arguments)
+    def walk(start: Start) -> dict[int, mx.array]:
+        def launch(one: metal.Launch, inputs: list[mx.array], outputs: list[tuple[int, int]]) -> list[mx.array]:
+            if not one.source:
+                return [_attention_of_mlx(*inputs, **dict(one.constants))]
+            made = [temporaries[temporary] if temporary >= 0 else shapes[role] for role, temporary in outputs]
+            return start(
+                kernel_of(variant_of(one, prepared)),
+                inputs=[*inputs, mx.array(memoryview(one.params).cast("i"))],
+                grid=tuple(blocks * threads for blocks, threads in zip(one.blocks, one.threads, strict=True)),
+                threadgroup=one.threads,
+                output_shapes=[shape for shape, _ in made],
+                output_dtypes=[dtype for _, dtype in made],
+            )
 
-    results: dict[int, mx.array] = {}
-    metal.run(prepared, placed, results, launch)
+        results: dict[int, mx.array] = {}
+        metal.run(prepared, placed, results, launch)
+        return results
+
+    if emulated:
+        _build_together(tuple(variants(prepared)), emulated, walk)
+        results = walk(functools.partial(_emulate, build=emulated))
+    else:
+        results = walk(lambda kernel, **arguments: kernel(**arguments))
     for role, (shape, dtype) in shapes.items():
-        if role not in results:  # no launch: there is nothing to compute
+        if role not in results:  # no launch writes it: there is nothing to compute, or nobody to read it
             results[role] = mx.zeros(shape, dtype)
     return results
+
+
+def _attention_of_mlx(q: mx.array, k: mx.array, v: mx.array, causal: int, scale_bits: int) -> mx.array:
+    """MLX's own kernel, for the plans that name it."""
+    (scale,) = struct.unpack("f", struct.pack("i", scale_bits))
+    q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
+    return _theirs(q, k, v, scale=scale, mask="causal" if causal else None).swapaxes(1, 2)
 
 
 # ---- emulation ----------------------------------------------------------------------------------------------------------
@@ -82,15 +111,40 @@ def emulator(build: str) -> Any:
     return metal_emulator.Emulator(build)
 
 
-def _emulate(kernel: Any, build: str, inputs: list[mx.array], output_dtypes: list[mx.Dtype], **arguments: Any) -> list[mx.array]:
+_built: set[tuple[Any, ...]] = set()
+
+
+def _build_together(wanted: tuple[metal.Variant, ...], build: str, walk: Callable[[Start], Any]) -> None:
+    """Compiles the kernels of a call at once, where there are several: one after the other, they take most of the time of the tests."""
+    if len(wanted) < 2 or (build, wanted) in _built:
+        return
+    _built.add((build, wanted))
+    texts = []
+
+    def note(kernel: Any, output_shapes: list, output_dtypes: list, **arguments: Any) -> list[mx.array]:
+        texts.append(_captured(kernel, output_shapes=output_shapes, output_dtypes=output_dtypes, **arguments).text)
+        return [mx.zeros(*made) for made in zip(output_shapes, output_dtypes, strict=True)]
+
     machine = emulator(build)
+    walk(note)
+    machine.build_all(texts)
+
+
+def _captured(kernel: Any, inputs: list[mx.array], **arguments: Any) -> Any:
+    """What MLX would launch."""
     from metal_emulator import capture
 
     mx.eval(inputs)
-    launch = capture(kernel, [_to_numpy(x) for x in inputs], output_dtypes=output_dtypes, **arguments)
+    launch = capture(kernel, [_to_numpy(x) for x in inputs], **arguments)
     launch.buffers[-len(launch.outputs) - 1].alignment = 16  # params is our own array, at the start of its memory
+    return launch
+
+
+def _emulate(kernel: Any, build: str, **arguments: Any) -> list[mx.array]:
+    machine = emulator(build)  # finds the package that _captured() imports
+    launch = _captured(kernel, **arguments)
     launch.run(machine).check()
-    return [_to_mlx(array, dtype) for array, dtype in zip(launch.outputs, output_dtypes, strict=True)]
+    return [_to_mlx(array, dtype) for array, dtype in zip(launch.outputs, arguments["output_dtypes"], strict=True)]
 
 
 def _to_numpy(array: mx.array) -> Any:

@@ -1,6 +1,7 @@
 // Arrays and numbers of a launch. A pointer's address space and element type are the framework's choice (MLX passes what has fewer than
 // 8 elements as `constant`), so functions are templates over the pointer. What a call does not have is an Absent. `params` holds the
-// bytes of fa::Params; its members are read one by one, because a struct does not copy out of device memory on every compiler.
+// bytes of fa::Params, in device memory or, with FA_PARAMS_SPACE, in constant; its members are read one by one, because a struct does not
+// copy out of either on every compiler.
 #pragma once
 #include "semantics/params.h"
 namespace fa {
@@ -13,8 +14,11 @@ template <>
 struct is_given<Absent> {
   enum { value = 0 };
 };
-typedef const device Params* ParamsPointer;
-FA_FN ParamsPointer params_of(const device int* words) { return reinterpret_cast<ParamsPointer>(words); }
+#ifndef FA_PARAMS_SPACE
+#define FA_PARAMS_SPACE device
+#endif
+typedef const FA_PARAMS_SPACE Params* ParamsPointer;
+FA_FN ParamsPointer params_of(const FA_PARAMS_SPACE int* words) { return reinterpret_cast<ParamsPointer>(words); }
 
 // Where the hardware has put this thread: one simdgroup of 32 lanes in a threadgroup of a grid.
 struct Place {
@@ -66,10 +70,10 @@ struct RowStrides {
   Strides rows;
   Int64 step;
 };
-FA_FN Strides copy_strides(const device Strides& s) { return Strides{s.batch, s.row, s.head}; }
-FA_FN RowStrides row_strides(const device Strides& s, Absent, bool) { return RowStrides{copy_strides(s), 1}; }
+FA_FN Strides copy_strides(const FA_PARAMS_SPACE Strides& s) { return Strides{s.batch, s.row, s.head}; }
+FA_FN RowStrides row_strides(const FA_PARAMS_SPACE Strides& s, Absent, bool) { return RowStrides{copy_strides(s), 1}; }
 // as MLX gives them to a kernel, where nobody knew them when the launch was planned
-FA_FN RowStrides row_strides(const device Strides&, const constant long* s, bool packed) {
+FA_FN RowStrides row_strides(const FA_PARAMS_SPACE Strides&, const constant long* s, bool packed) {
   if (packed) {
     return RowStrides{Strides{0, s[0], s[1]}, s[2]};
   }

@@ -197,7 +197,7 @@ FA_FN bool has_words(P array, RowStrides s) {
          (reinterpret_cast<ulong>(array) & 15ul) == 0;
 }
 template <class P>
-FA_FN bool has_words(P array, const device Strides& s) {
+FA_FN bool has_words(P array, const FA_PARAMS_SPACE Strides& s) {
   return has_words(array, RowStrides{copy_strides(s), 1});
 }
 }  // namespace fa
