@@ -298,7 +298,7 @@ edges = [
 dims = [
     Case(batch=1, dim=dim, rows=19, keys=33, dtype=dtype, causal=dtype != "float32")
     for dtype in ("float32", "float16", "bfloat16")
-    for dim in (1, 2, 3, 7, 8, 16, 32, 33, 40, 64, 72, 80, 96, 112, 128, 160, 192, 256, 320, 512)
+    for dim in (1, 2, 3, 7, 8, 16, 18, 32, 33, 36, 40, 64, 72, 80, 96, 112, 128, 160, 192, 256, 320, 512)
 ] + [
     Case(batch=1, rows=19, keys=33, dim=dim, value_dim=value_dim)
     for dim, value_dim in ((192, 128), (64, 32), (1, 5), (5, 1), (96, 160), (512, 64), (24, 512), (72, 73))

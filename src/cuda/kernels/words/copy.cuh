@@ -66,7 +66,7 @@ FA_FN Element element_of(const unsigned (&words)[4], int i) {
 FA_FN void copy_narrow(unsigned to, const Element* from, int valid, int width) {
   if (width == 8) {
     copy_8(to, from, min(valid, 8));
-    copy_8(to + 8, valid > 8 ? from + 4 : from, max(valid - 8, 0));
+    copy_8(to + 8, valid > 8 ? from + 8 / ELEMENT_BYTES : from, max(valid - 8, 0));
   } else {
     unsigned words[4] = {};
 #pragma unroll
