@@ -85,6 +85,8 @@ class _Addresses:
 
 _EXACT = (torch.Tensor, torch.nn.Parameter)  # subclasses may hide anything: they take the dispatcher
 transforms = torch._C._functorch.peek_interpreter_stack
+is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
+GRAD, JVP = torch._C._functorch.TransformType.Grad, torch._C._functorch.TransformType.Jvp
 _WATCHERS = (torch._C._len_torch_dispatch_stack, transforms, torch._C._get_tracing_state)
 EXCHANGE: Any = _Addresses()
 if hasattr(torch.Tensor, "__dlpack_c_exchange_api__"):
@@ -105,6 +107,25 @@ def run(function: str, which: int, arrays: Arrays, options: Options, written: in
 def is_eager(arrays: Arrays) -> bool:
     """Whether these are tensors with memory, and nobody is watching what is done with them."""
     return forward_ad._current_level < 0 and EXCHANGE.eager(arrays)
+
+
+def transform_kinds() -> set[Any]:
+    """Which transforms of torch.func we are inside of."""
+    return {level.key() for level in torch._C._functorch.get_interpreter_stack() or ()}
+
+
+def forward_mode(arrays: Arrays) -> bool:
+    """Whether forward-mode derivatives are asked for: no kernel computes them, the plain formula does."""
+    if JVP in transform_kinds():
+        return True
+    if forward_ad._current_level < 0:
+        return False
+    return any(forward_ad.unpack_dual(x).tangent is not None for x in arrays.values() if x.is_floating_point())
+
+
+def differentiated(arrays: Arrays) -> bool:
+    """Whether torch.func.grad, jvp or forward mode would have to see what is done with these arrays."""
+    return forward_mode(arrays) or (GRAD in transform_kinds() and any(is_wrapped(x) and x.requires_grad for x in arrays.values()))
 
 
 def materialised(arrays: Arrays) -> Arrays:
