@@ -263,14 +263,13 @@ _running = threading.local()  # .operator: this thread is inside one of the oper
 
 def _traces(function: str, *tensors: Any) -> bool:
     """Whether the call belongs to the dispatcher: it is being traced, or its arrays are not plain tensors."""
-    if torch.compiler.is_compiling():
-        return True
-    if getattr(_running, "operator", False) or not all(isinstance(x, torch.Tensor) for x in tensors):
-        return False
     arrays = dict(enumerate(tensors))
-    if torch_ops.is_eager(arrays):
-        return False
-    if torch_ops.differentiated(arrays):
+    compiling = torch.compiler.is_compiling()
+    if not compiling:
+        plain = getattr(_running, "operator", False) or not all(isinstance(x, torch.Tensor) for x in tensors)
+        if plain or torch_ops.is_eager(arrays):
+            return False
+    if torch_ops.differentiated_inside() if compiling else torch_ops.differentiated(arrays):
         raise NotImplementedError(
             f"[{function}] has no derivatives: expected a call outside of torch.func.grad and forward mode, found one inside."
         )

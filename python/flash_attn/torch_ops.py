@@ -128,6 +128,14 @@ def differentiated(arrays: Arrays) -> bool:
     return forward_mode(arrays) or (GRAD in transform_kinds() and any(is_wrapped(x) and x.requires_grad for x in arrays.values()))
 
 
+def differentiated_inside() -> bool:
+    """Whether torch.func.grad or jvp is part of what is being compiled: in which operators take no part, but the plain formula does."""
+    return bool(transform_kinds() & {GRAD, JVP})
+
+
+differentiated_inside._dynamo_marked_constant = True  # evaluated while tracing, as by torch.compiler.assume_constant_result()
+
+
 def materialised(arrays: Arrays) -> Arrays:
     """Arrays without the lazy negation that views of complex tensors can carry and no kernel reads."""
     return {role: x.resolve_neg() if isinstance(x, torch.Tensor) else x for role, x in arrays.items()}
