@@ -341,6 +341,9 @@ def test_private_functions_are_blind_to_derivatives_and_tracing():
         close(both(q), expected, 0)
     with torch.autocast("cpu", torch.bfloat16):  # whoever calls these has cast already
         close(both(q), expected, 0)
+    for call in (torch.func.grad(lambda q: both(q)[0].sum()), lambda q: torch.func.jvp(lambda q: both(q)[0], (q,), (q,))):
+        with pytest.raises(NotImplementedError, match=r"\[_flash_attn_forward\] has no derivatives: expected a call outside"):
+            call(q)
 
 
 # ---- caches ------------------------------------------------------------------------------------------------------------

@@ -179,6 +179,26 @@ def test_torch_func_inside(function):
         compiled(q, k, v[:, :5])
 
 
+REFUSED = {
+    "a cache": (lambda q, k, v: with_cache(q[:, :1], k, v), "writes into its caches: expected a call outside"),
+    "private": (
+        lambda q, k, v: flash_attn_interface._flash_attn_forward(q, k, v, 0.0, 0.5, True, -1, -1, 0.0, None, False)[0],
+        "has no derivatives: expected a call outside",
+    ),
+}
+
+
+@pytest.mark.parametrize("function, message", REFUSED.values(), ids=REFUSED)
+def test_torch_func_inside_is_refused(function, message):
+    q, k, v = arrays(1, 9, 2, 8, grad=False)
+    for call in (
+        lambda q: torch.func.jvp(lambda q: function(q, k, v), (q,), (q,))[1],
+        lambda q: torch.func.grad(lambda q: function(q, k, v).sum())(q),
+    ):
+        with pytest.raises(Exception, match=message):
+            torch.compile(call, backend="aot_eager", fullgraph=True)(q)
+
+
 @pytest.mark.parametrize("transform", ["vmap", "grad"])
 def test_a_compiled_function_outlives_torch_func(transform):
     q, k, v = (x[None] for x in arrays(1, 9, 2, 8))

@@ -91,11 +91,11 @@ def _flash_attn_forward(
 
     softmax_lse: float32 (b, h, sq). S_dmask: empty (0,) unless return_softmax and dropout_p > 0. rng_state: int64 (2,) [seed, offset].
     """
-    if _traces(q):
+    function = "_flash_attn_forward"
+    if _traces(function, q, k, v):
         return _wrapped_flash_attn_forward(
             q, k, v, dropout_p, softmax_scale, causal, window_size_left, window_size_right, softcap, alibi_slopes, return_softmax
         )
-    function = "_flash_attn_forward"
     options = _options(function, dropout_p, softmax_scale, causal, window_size_left, window_size_right, softcap)
     return _forward(function, _given({"Q": q, "K": k, "V": v, "SLOPES": alibi_slopes}), options, return_softmax)
 
@@ -123,12 +123,12 @@ def _flash_attn_varlen_forward(
     num_splits: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """_flash_attn_forward for packed sequences; softmax_lse is (h, total_q). Absent rows are 0 and -inf, with zero_tensors or without."""
-    if _traces(q):
+    function = "_flash_attn_varlen_forward"
+    if _traces(function, q, k, v):
         return _wrapped_flash_attn_varlen_forward(
             q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, dropout_p, softmax_scale, causal, window_size_left,
             window_size_right, softcap, alibi_slopes, return_softmax, block_table, leftpad_k, seqused_k, zero_tensors, num_splits,
         )  # fmt: skip
-    function = "_flash_attn_varlen_forward"
     arrays = _given(
         {
             "Q": q,
@@ -174,12 +174,12 @@ def _flash_attn_backward(
     out and softmax_lse may be those of a softmax over more keys than k: dk and dv are then the gradients of these keys, and dq their
     share. With dropout, rng_state must be that of the forward call.
     """
-    if _traces(q):
+    function = "_flash_attn_backward"
+    if _traces(function, q, k, v):
         return _wrapped_flash_attn_backward(
             dout, q, k, v, out, softmax_lse, dq, dk, dv, dropout_p, softmax_scale, causal, window_size_left, window_size_right, softcap,
             alibi_slopes, deterministic, rng_state,
         )  # fmt: skip
-    function = "_flash_attn_backward"
     arrays = _given(
         {
             "DOUT": dout,
@@ -225,12 +225,12 @@ def _flash_attn_varlen_backward(
     zero_tensors: bool = False,
 ) -> Tensor:
     """_flash_attn_backward for packed sequences; softmax_lse and softmax_d are (h, total_q). Gradients of absent rows are 0."""
-    if _traces(q):
+    function = "_flash_attn_varlen_backward"
+    if _traces(function, q, k, v):
         return _wrapped_flash_attn_varlen_backward(
             dout, q, k, v, out, softmax_lse, dq, dk, dv, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, dropout_p, softmax_scale,
             causal, window_size_left, window_size_right, softcap, alibi_slopes, deterministic, rng_state, zero_tensors,
         )  # fmt: skip
-    function = "_flash_attn_varlen_backward"
     arrays = _given(
         {
             "DOUT": dout,
@@ -261,11 +261,19 @@ def _flash_attn_varlen_backward(
 _running = threading.local()  # .operator: this thread is inside one of the operators below, which the dispatcher has called
 
 
-def _traces(q: Any) -> bool:
+def _traces(function: str, *tensors: Any) -> bool:
     """Whether the call belongs to the dispatcher: it is being traced, or its arrays are not plain tensors."""
-    if torch.compiler.is_compiling():
-        return True
-    return isinstance(q, torch.Tensor) and not torch_ops.is_eager({Role.Q: q}) and not getattr(_running, "operator", False)
+    arrays = dict(enumerate(tensors))
+    compiling = torch.compiler.is_compiling()
+    if not compiling:
+        plain = getattr(_running, "operator", False) or not all(isinstance(x, torch.Tensor) for x in tensors)
+        if plain or torch_ops.is_eager(arrays):
+            return False
+    if torch_ops.differentiated_inside() if compiling else torch_ops.differentiated(arrays):
+        raise NotImplementedError(
+            f"[{function}] has no derivatives: expected a call outside of torch.func.grad and forward mode, found one inside."
+        )
+    return True
 
 
 _MASK = "float dropout_p, float? softmax_scale, bool causal, SymInt window_size_left{0}, SymInt window_size_right{0}, float softcap{1}"

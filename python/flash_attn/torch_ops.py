@@ -101,6 +101,8 @@ class _Addresses:
 ADDRESSES = _Addresses()
 _EXACT = (torch.Tensor, torch.nn.Parameter)  # subclasses may hide anything: they take the dispatcher
 transforms = torch._C._functorch.peek_interpreter_stack
+is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
+GRAD, JVP = torch._C._functorch.TransformType.Grad, torch._C._functorch.TransformType.Jvp
 _WATCHERS = (torch._C._len_torch_dispatch_stack, transforms, torch._C._get_tracing_state)
 EXCHANGE: Any = ADDRESSES
 if hasattr(torch.Tensor, "__dlpack_c_exchange_api__"):
@@ -123,6 +125,33 @@ def run(function: str, which: int, arrays: Arrays, options: Options, written: in
 def is_eager(arrays: Arrays) -> bool:
     """Whether these are tensors with memory, and nobody is watching what is done with them."""
     return forward_ad._current_level < 0 and EXCHANGE.eager(arrays)
+
+
+def transform_kinds() -> set[Any]:
+    """Which transforms of torch.func we are inside of."""
+    return {level.key() for level in torch._C._functorch.get_interpreter_stack() or ()}
+
+
+def forward_mode(arrays: Arrays) -> bool:
+    """Whether forward-mode derivatives are asked for: no kernel computes them, the plain formula does."""
+    if JVP in transform_kinds():
+        return True
+    if forward_ad._current_level < 0:
+        return False
+    return any(forward_ad.unpack_dual(x).tangent is not None for x in arrays.values() if x.is_floating_point())
+
+
+def differentiated(arrays: Arrays) -> bool:
+    """Whether torch.func.grad, jvp or forward mode would have to see what is done with these arrays."""
+    return forward_mode(arrays) or (GRAD in transform_kinds() and any(is_wrapped(x) and x.requires_grad for x in arrays.values()))
+
+
+def differentiated_inside() -> bool:
+    """Whether torch.func.grad or jvp is part of what is being compiled: in which operators take no part, but the plain formula does."""
+    return bool(transform_kinds() & {GRAD, JVP})
+
+
+differentiated_inside._dynamo_marked_constant = True  # evaluated while tracing, as by torch.compiler.assume_constant_result()
 
 
 def materialised(arrays: Arrays) -> Arrays:

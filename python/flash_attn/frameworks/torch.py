@@ -188,9 +188,11 @@ _argument._dynamo_marked_constant = True  # torch.compiler.assume_constant_resul
 
 def _refuse_transforms(function: str, arrays: Arrays) -> None:
     """For a cache that is written: torch.func would leave its derivatives out without a word, or say something of its own insides."""
-    if torch.compiler.is_compiling():
-        return
-    if _forward_mode(arrays) or any(torch._C._functorch.is_functorch_wrapped_tensor(x) for x in arrays.values()):
+    if _is_compiling():
+        inside = torch_ops.differentiated_inside()
+    else:
+        inside = torch_ops.forward_mode(arrays) or any(torch_ops.is_wrapped(x) for x in arrays.values())
+    if inside:
         raise NotImplementedError(
             f"[{function}] writes into its caches: expected a call outside of torch.func.grad, vmap and jvp and without forward-mode "
             "derivatives, found one inside."
@@ -210,11 +212,11 @@ def _traced(function: str, arrays: Arrays, options: Options) -> tuple[Any, Any, 
     """For torch.compile, torch.export, torch.func, fake and meta tensors, subclasses, dispatch modes."""
     _check_tensors(function, arrays)
     if _is_compiling():
-        if _differentiated_inside():
+        if torch_ops.differentiated_inside():
             constants = {role: x.detach() for role, x in arrays.items()}
             torch.ops.flash_attn.forward(function, *torch_ops.flatten(FORWARD_ROLES, constants, options))  # for its checks: it is dead code
             return _formula(function, arrays, options)
-    elif _forward_mode(arrays):
+    elif torch_ops.forward_mode(arrays):
         torch_ops.check_fake(function, Pass.FORWARD, arrays, options)
         return _formula(function, arrays, options)
     elif torch_ops.transforms() is not None:
@@ -224,24 +226,6 @@ def _traced(function: str, arrays: Arrays, options: Options) -> tuple[Any, Any, 
 
 def _wanted(options: Options, out: Any, lse: Any, probabilities: Any) -> tuple[Any, Any, Any]:
     return out, lse, probabilities if options.wants >> Role.PROBABILITIES & 1 else None
-
-
-def _differentiated_inside() -> bool:
-    """Whether torch.func.grad or jvp is part of what is being compiled: in which operators take no part, but the plain formula does."""
-    kinds = torch._C._functorch.TransformType
-    return any(level.key() in (kinds.Grad, kinds.Jvp) for level in torch._C._functorch.get_interpreter_stack() or ())
-
-
-_differentiated_inside._dynamo_marked_constant = True  # evaluated while tracing, as _argument()
-
-
-def _forward_mode(arrays: Arrays) -> bool:
-    """Whether forward-mode derivatives are asked for: no kernel computes them, the plain formula does."""
-    if any(level.key() == torch._C._functorch.TransformType.Jvp for level in torch._C._functorch.get_interpreter_stack() or ()):
-        return True
-    if forward_ad._current_level < 0:
-        return False
-    return any(forward_ad.unpack_dual(x).tangent is not None for x in arrays.values() if x.is_floating_point())
 
 
 def _formula(function: str, arrays: Arrays, options: Options) -> tuple[Any, Any, Any]:
