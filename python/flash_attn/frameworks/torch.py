@@ -25,6 +25,8 @@ _Q, _K, _V, _BIAS, _SINK, _OUT, _LSE, _DOUT, _DLSE = (
 _FORWARD, _BACKWARD = Pass.FORWARD, Pass.BACKWARD
 _is_compiling, _is_grad_enabled = torch.compiler.is_compiling, torch.is_grad_enabled
 _any_autocast = getattr(torch._C, "_is_any_autocast_enabled", lambda: True)
+# asked once: TorchDynamo does not know the function everywhere
+_AUTOCASTING = frozenset(device for device in ("cpu", "cuda", "mps", "xpu") if torch.amp.is_autocast_available(device))
 _at_word = metal_torch.is_at_word
 _legacy_batched = getattr(torch._C._functorch, "is_legacy_batchedtensor", lambda x: False)  # torch.autograd.grad(is_grads_batched=True)
 _eager = torch_ops.is_eager
@@ -159,7 +161,7 @@ def _cast(arrays: Arrays, like: Any) -> Arrays:
     if not isinstance(like, torch.Tensor):
         return arrays
     device = like.device.type
-    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+    if device not in _AUTOCASTING or not torch.is_autocast_enabled(device):
         return arrays
     dtype = torch.get_autocast_dtype(device)
     changed = {role: arrays[role].to(dtype) for role in (Role.Q, Role.K, Role.V) if _differs(arrays.get(role), dtype)}
