@@ -70,6 +70,7 @@ FLASH_ATTN_API const char* role_name(Role role);
 
 struct Place {
   DeviceKind kind = DeviceKind::cpu;
+  // Which of several devices. There is one Metal GPU: of it, the generation where its tensor operations can be used (17: M5), else 0.
   int index = 0;
 };
 

@@ -62,13 +62,13 @@ def views_of(
     return result, traced
 
 
-def shape_of(code: int, shape: tuple[int, ...], device: int = 0) -> _core.View:
+def shape_of(code: int, shape: tuple[int, ...], device: int = 0, index: int = 0) -> _core.View:
     """A view without memory."""
     strides, step = [], 1
     for size in reversed(shape):
         strides.append(step)
         step *= size
-    return _core.view_of_address(0, code, list(shape), strides[::-1], device)
+    return _core.view_of_address(0, code, list(shape), strides[::-1], device, index)
 
 
 def run(framework: Framework, function: str, which: int, arrays: Arrays, options: Options, written: frozenset[int] = WRITTEN) -> Arrays:

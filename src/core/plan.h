@@ -9,7 +9,8 @@
 
 namespace fa {
 
-// What planning needs to know of a chip. arch: compute capability (CUDA), or 0; the CPU's instruction set is chosen by cpu/dispatch.
+// What planning needs to know of a chip. arch: compute capability (CUDA), generation (Metal, see Place), or 0; the CPU's instruction set is
+// chosen by cpu/dispatch.
 struct Device {
   DeviceKind kind;
   int arch;

@@ -14,6 +14,8 @@ constexpr unsigned FLOATS = dtype_bit(DType::f16) | dtype_bit(DType::bf16) | dty
 constexpr unsigned HALVES = FLOATS & ~dtype_bit(DType::f32);  // for float32, MLX may compute with fewer bits
 constexpr unsigned ALL = ~0u;
 constexpr unsigned NO_CACHE = ALL & ~(CACHED | PAGED);
+constexpr int TENSORS = 17;  // the first generation with tensor operations (M5)
+constexpr int ANY = 999;     // generations that do not exist yet
 
 static_assert(DECODE_ROWS == 32, "say so below");
 const char* decode_refuses(const Problem& p, const Device&) {
@@ -36,18 +38,19 @@ const char* mlx_refuses(const Problem& p, const Device&) {
 }
 
 constexpr Kernel KERNELS[] = {
-    // name, pass, architectures, dtypes, head dim, features, needs, other rules
-    {"mlx_sdpa", Pass::forward, 0, 0, HALVES, 256, 0, DETERMINISTIC, mlx_refuses},
-    {"decode", Pass::forward, 0, 0, FLOATS, 512, ALL & ~(BIAS | DROPOUT), ALL, decode_refuses},
-    {"forward", Pass::forward, 0, 0, FLOATS, 512, ALL, ALL, nullptr},
-    {"forward_plain", Pass::forward, 0, 0, FLOATS, 512, ALL, ALL, nullptr},
-    {"backward", Pass::backward, 0, 0, FLOATS, 512, ALL, NO_CACHE, nullptr},
-    {"backward_plain", Pass::backward, 0, 0, FLOATS, 512, ALL, NO_CACHE, nullptr},
-    {"append", Pass::append, 0, 0, FLOATS, 512, ALL, ALL, nullptr},
-    {"merge", Pass::merge, 0, 0, FLOATS, 512, ALL, ALL, nullptr},
+    // name, pass, generations, dtypes, head dim, features, needs, other rules
+    {"mlx_sdpa", Pass::forward, 0, ANY, HALVES, 256, 0, DETERMINISTIC, mlx_refuses},
+    {"decode", Pass::forward, 0, ANY, FLOATS, 512, ALL & ~(BIAS | DROPOUT), ALL, decode_refuses},
+    {"forward_tensor", Pass::forward, TENSORS, ANY, HALVES, TENSOR_DIM, ALL, ALL, nullptr},
+    {"forward", Pass::forward, 0, ANY, FLOATS, 512, ALL, ALL, nullptr},
+    {"forward_plain", Pass::forward, 0, ANY, FLOATS, 512, ALL, ALL, nullptr},
+    {"backward", Pass::backward, 0, ANY, FLOATS, 512, ALL, NO_CACHE, nullptr},
+    {"backward_plain", Pass::backward, 0, ANY, FLOATS, 512, ALL, NO_CACHE, nullptr},
+    {"append", Pass::append, 0, ANY, FLOATS, 512, ALL, ALL, nullptr},
+    {"merge", Pass::merge, 0, ANY, FLOATS, 512, ALL, ALL, nullptr},
 };
 
-Device device(Place) { return Device{DeviceKind::metal, 0, 0, 32768}; }
+Device device(Place place) { return Device{DeviceKind::metal, place.index, 0, 32768}; }
 }  // namespace
 
 const Backend BACKEND{"metal", KERNELS, static_cast<int>(std::size(KERNELS)), plan, device, nullptr, false};

@@ -86,6 +86,7 @@ struct Planner {
 
   void mlx_sdpa();
   void forward();
+  void forward_tensor();
   void decode();
   void forward_plain();
   void backward();
@@ -149,6 +150,17 @@ void Planner::forward() {
           {"FA_PARTS", parts(columns)},
           {"FA_VECTOR", has_words({p.q, p.k, p.v, p.out}) && part * parts(columns) == columns}});
   memory(l, held * groups);
+  reads(l, {Role::q, Role::k, Role::v, Role::seed, Role::slopes, Role::bias, Role::sink});
+  reads_places(l);
+  writes(l, {Role::out, Role::lse});
+  after_forward();
+}
+void Planner::forward_tensor() {
+  const ParamsT<double>& p = problem.params;
+  const int blocks = row_blocks(TENSOR_ROWS * MOST_SIMDGROUPS);
+  Launch& l = launch("forward_tensor.metal", "forward_tensor", blocks, p.heads, sequences(), MOST_SIMDGROUPS);
+  elements_and_values(l);
+  add(l, {{"FA_VECTOR", has_words({p.q, p.k, p.v, p.out})}});
   reads(l, {Role::q, Role::k, Role::v, Role::seed, Role::slopes, Role::bias, Role::sink});
   reads_places(l);
   writes(l, {Role::out, Role::lse});
@@ -363,6 +375,7 @@ Plan plan(const Problem& problem, const Kernel& row, const Device&) {
   if (is("mlx_sdpa")) planner.mlx_sdpa();
   if (is("decode")) planner.decode();
   if (is("forward")) planner.forward();
+  if (is("forward_tensor")) planner.forward_tensor();
   if (is("forward_plain")) planner.forward_plain();
   if (is("backward")) planner.backward();
   if (is("backward_plain")) planner.backward_plain();

@@ -34,6 +34,11 @@ constexpr ForwardTile FORWARD_TILES[] = {
     {4, 512, 1, 4, false},  // 120
 };
 
+// Rows of a simdgroup where tensor operations make the products, as the operation wants them, and the head dim that leaves Q and Out in
+// registers: 144 a lane, of those that the GPUs with such operations share out as needed.
+constexpr int TENSOR_ROWS = 16;
+constexpr int TENSOR_DIM = 128;
+
 // The same for dQ (rows held, keys stream) and for dK and dV (keys held, rows stream). keep: what streams stays in registers for the second
 // product. together: dK and dV in one launch.
 struct BackwardTile {

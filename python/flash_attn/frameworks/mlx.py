@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import platform
+import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -66,10 +67,17 @@ class MLX(Framework):
 
     def metal(self) -> str:
         """Where Metal kernels compute a call made now: "gpu", the build of the emulator, or "" if the CPU computes it."""
-        mode, _, build = _core.metal_mode().partition(":")
+        mode, build, _ = _emulation()
         if mode == "emulate":
             return build or "plain"
         return "gpu" if _HAS_METAL and mx.default_device() == mx.gpu else ""
+
+    def generation(self) -> int:
+        """Of the GPU that Metal kernels run on, or are to be emulated for, where they may use its tensor operations; else 0."""
+        mode, _, family = _emulation()
+        if mode == "emulate":
+            return int(family.removeprefix("g") or 0)
+        return _generation()
 
     def traced(self, arrays: Arrays) -> bool:
         if self.metal() == "gpu":  # kernels are lazy: they take what cannot be evaluated. But MLX knows no vmap of them.
@@ -89,7 +97,7 @@ class MLX(Framework):
 
     def view(self, array: mx.array, writable: bool = False) -> _core.View:
         if self.metal():
-            return engine.shape_of(_CODES[array.dtype], array.shape, METAL)
+            return engine.shape_of(_CODES[array.dtype], array.shape, METAL, self.generation())
         return _core.view_of_buffer(array, _CODES[array.dtype], writable)
 
     def empty(self, shape: list[int], code: int, like: Any) -> mx.array:
@@ -179,12 +187,33 @@ class MLX(Framework):
         return str(array.dtype).removeprefix("mlx.core.")
 
 
+def _emulation() -> tuple[str, str, str]:
+    """FLASH_ATTENTION_METAL=emulate:<build>:<generation>."""
+    mode, _, rest = _core.metal_mode().partition(":")
+    build, _, family = rest.partition(":")
+    return mode, build, family
+
+
 @functools.cache
 def _gpu() -> str:
     """The GPU, and what decides what it makes of a kernel's text."""
-    information = getattr(mx, "device_info", None) or mx.metal.device_info
     system = platform.mac_ver()[0] or platform.release()
-    return f"{information().get('architecture', 'unknown')}, system {system}, MLX {mx.__version__}"
+    return f"{_architecture()}, system {system}, MLX {mx.__version__}"
+
+
+def _architecture() -> str:
+    information = getattr(mx, "device_info", None) or mx.metal.device_info
+    return str(information().get("architecture", "unknown"))
+
+
+@functools.cache
+def _generation() -> int:
+    """17 of applegpu_g17s, if the system and MLX compile Metal 4 for it, as MLX decides for its own kernels; else 0. Phones and tablets (p)
+    have tensor operations a generation later than Macs."""
+    found = re.fullmatch(r"applegpu_g(\d+)([a-z]?)", _architecture())
+    system = tuple(int(word) for word in platform.mac_ver()[0].split(".") if word)
+    compiles = system >= (26, 2) and tuple(int(word) for word in mx.__version__.split(".")[:2]) >= (0, 30)
+    return int(found.group(1)) - (found.group(2) == "p") if found and compiles else 0
 
 
 FRAMEWORK = MLX()
