@@ -34,7 +34,7 @@ def test_cases_reach_every_row_tile_and_feature_of_the_metal_tables():
     assert len(names) == len(set(names)) > 100
     for case in selftest.cases():
         prepared = selftest.plan(case.call)
-        rows |= {prepared.kernel, selftest.plan(case.call, plain=True).kernel}
+        rows |= {prepared.kernel, selftest.plan(case.call, plain=True).kernel, selftest.plan(case.call, index=17).kernel}
         for launch in metal.launches_of(prepared):
             known = dict(launch.constants)
             features |= known.get("FA_F", 0)

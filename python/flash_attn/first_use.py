@@ -1,15 +1,15 @@
 """The first use of a kernel on a new kind of device: it is compared with the plain kernel once, on small arrays of its own.
 
 Kernels for Apple GPUs are written on machines that have none. If one does not compile there, or gives other numbers than the plain kernel,
-there is one warning, and the plain kernel computes such calls from then on. What has passed is remembered in this process, and on disk
-by the device, the versions of what compiles and the kernel's text.
+there is one warning, and from then on such calls are computed by the plain kernel, or by that of older devices. What has passed is
+remembered in this process, and on disk by the device, the versions of what compiles and the kernel's text.
 """
 
 from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from flash_attn import _core, engine, small_calls
@@ -35,12 +35,14 @@ def trusted(
     views: list,
     options: Options,
     like: Any = None,
+    spare: Callable[[], _core.Prepared] | None = None,
 ) -> _core.Prepared:
     """``prepared``, or the same call by the plain kernel if these kernels are not to be trusted on the device.
 
     device      what decides whether a kernel that has passed once will pass again: the chip, and the versions of what compiles
     variants    of the kernels of prepared's launches; their text says all about them
     like        an array of the call, for frameworks that have several devices
+    spare       gives the same call by kernels that ask less of the device and are trusted, to run instead of the plain one
     """
     if _passed.issuperset(variants):
         return prepared
@@ -56,21 +58,24 @@ def trusted(
             _passed.update(variants)
             return prepared
         _failed[key] = why
+        plain = _core.prepare(function, prepared.pass_, views, options, plain=True)
+        instead = spare() if spare else plain
         if (device, prepared.kernel) not in _warned:
             _warned.add((device, prepared.kernel))
+            words = "The plain kernel, which is slow," if instead.kernel == plain.kernel else f"Kernel {instead.kernel}"
             warnings.warn(
-                f"[{function}] kernel {prepared.kernel}: expected what the plain kernel gives, found {why}. The plain kernel, which is "
-                f"slow, computes such calls on this device ({device}).",
+                f"[{function}] kernel {prepared.kernel}: expected what the plain kernel gives, found {why}. {words} computes such calls on "
+                f"this device ({device}).",
                 RuntimeWarning,
                 stacklevel=2,
             )
-    return _core.prepare(function, prepared.pass_, views, options, plain=True)
+    return instead
 
 
-def remark(variants: Sequence[Any], prepared: _core.Prepared) -> str:
-    """What explain() has to add: a line if these kernels have failed here."""
+def remark(variants: Sequence[Any], prepared: _core.Prepared, instead: str = "the plain kernel") -> str:
+    """What explain() has to add: a line if these kernels have failed here. ``instead``: what runs then."""
     why = _failed.get(frozenset(variants))
-    return f"\nbut not {prepared.kernel}: its first use on this device failed ({why}); the plain kernel runs" if why else ""
+    return f"\nbut not {prepared.kernel}: its first use on this device failed ({why}); {instead} runs" if why else ""
 
 
 def _about(device: str, variant: Any) -> str:

@@ -104,13 +104,13 @@ def cases(quick: bool = False) -> Iterator[Case]:
                     yield Case(f"backward, {name}", small_calls.like(kind.function, Pass.BACKWARD, shapes, kind.options, False))
 
 
-def plan(call: SmallCall, device: int = METAL, plain: bool = False) -> _core.Prepared:
-    """What would run a case on a kind of device, which need not be there."""
+def plan(call: SmallCall, device: int = METAL, plain: bool = False, index: int = 0) -> _core.Prepared:
+    """What would run a case on a kind of device, which need not be there. ``index``: of an Apple GPU, its generation."""
     arrays: dict[int, Any] = dict(call.arrays)
     if call.which == Pass.BACKWARD:
         codes = {Role.OUT: arrays[Role.Q].code, Role.LSE: DTYPES["float32"]}
         arrays |= {role: Shape(codes[role], sizes) for role, sizes in small_calls.results(call).items()}
-    views = [(role, engine.shape_of(x.code, x.sizes, device)) for role, x in arrays.items()]
+    views = [(role, engine.shape_of(x.code, x.sizes, device, index)) for role, x in arrays.items()]
     return _core.prepare(call.function, call.which, views, call.options, plain)
 
 

@@ -137,6 +137,7 @@ nb::list kernel_table() {
         row["backend"] = backend->name;
         row["name"] = k->name;
         row["pass"] = static_cast<int>(k->pass);
+        row["arch_first"] = k->arch_first;
         row["dtypes"] = k->dtypes;
         row["max_dim"] = k->max_dim;
         row["features"] = k->features;

@@ -15,7 +15,8 @@ inline std::string num_threads() { return read("FLASH_ATTENTION_NUM_THREADS"); }
 inline std::string omp_num_threads() { return read("OMP_NUM_THREADS"); }
 // FLASH_ATTENTION_KERNELS=<src>: GPU kernel texts of a checkout instead of those inside the library.
 inline std::string kernels() { return read("FLASH_ATTENTION_KERNELS"); }
-// FLASH_ATTENTION_METAL=emulate: MLX arrays are computed by the Metal kernels in tools/metal_emulator, on any machine.
+// FLASH_ATTENTION_METAL=emulate[:build[:g<generation>]]: MLX arrays are computed by the Metal kernels in tools/metal_emulator, on any
+// machine.
 inline std::string metal() { return read("FLASH_ATTENTION_METAL"); }
 // FLASH_ATTENTION_CACHE: the folder of compiled GPU kernels; otherwise flash_attn in XDG_CACHE_HOME, or in the home's own cache folder.
 inline std::string cache() { return read("FLASH_ATTENTION_CACHE"); }

@@ -3,6 +3,7 @@
 
 #include <string>
 
+#include "core/execute.h"
 #include "core/kernel_text.h"
 #include "core/plan.h"
 #include "metal/kernels.h"
@@ -10,7 +11,7 @@
 namespace {
 using namespace fa;
 
-constexpr Device GPU{DeviceKind::metal, 0, 0, 32768};
+constexpr Device GPU{DeviceKind::metal, 0, 0, 32768}, M5{DeviceKind::metal, 17, 0, 32768};
 
 Tensor shape(DType dtype, std::initializer_list<int64_t> axes) {
   Tensor t = tensor(nullptr, dtype, axes);
@@ -116,6 +117,34 @@ TEST(MetalPlans, FastKernelsComeFirst) {
   EXPECT_EQ(launches(plan_of(cache_call(DType::f16, Shape{2, 1, 100, 8, 2, 64, 64}))), "decode");
   EXPECT_EQ(launches(plan_of(cache_call(DType::f16, Shape{1, 1, 50000, 8, 2, 64, 64}))), "decode merge");
   EXPECT_EQ(launches(plan_of(cache_call(DType::f16, Shape{1, 40, 5000, 8, 2, 64, 64}))), "forward") << "many query rows";
+}
+
+TEST(MetalPlans, TensorOperationsAreForNewGpus16BitsAndShortHeadDims) {
+  const auto on_m5 = [](DType t, const Shape& s) { return make_plan(describe(forward_call(t, s)), M5); };
+  for (DType t : {DType::f16, DType::bf16})
+    for (int64_t dim : {1, 8, 33, 64, 128})
+      for (int64_t value_dim : {1, 96, 128}) {
+        SCOPED_TRACE(dim * 1000 + value_dim);
+        const Plan plan = on_m5(t, Shape{2, 65, 64, 4, 2, dim, value_dim});
+        EXPECT_EQ(launches(plan), "forward_tensor");
+        EXPECT_EQ(plan.launches[0].grid.blocks[0], 2) << "64 rows each";
+        EXPECT_EQ(constant(plan.launches[0], "FA_VECTOR"), dim % 8 == 0 && value_dim % 8 == 0);
+        check(plan);
+      }
+  EXPECT_EQ(launches(on_m5(DType::f32, {})), "forward");
+  EXPECT_EQ(launches(on_m5(DType::f16, Shape{2, 64, 64, 4, 2, 129, 64})), "forward");
+  EXPECT_EQ(launches(on_m5(DType::f16, Shape{2, 64, 64, 4, 2, 64, 136})), "forward");
+  EXPECT_EQ(launches(make_plan(describe(forward_call(DType::f16, {})), Device{DeviceKind::metal, 16, 0, 32768})), "forward");
+  EXPECT_EQ(launches(make_plan(describe(backward_call(DType::f16, {})), M5)), "delta backward_dq backward_dkv");
+  EXPECT_EQ(launches(make_plan(describe(cache_call(DType::f16, Shape{2, 1, 100, 8, 2, 64, 64})), M5)), "decode");
+  EXPECT_EQ(launches(make_plan(describe(cache_call(DType::f16, Shape{1, 40, 5000, 8, 2, 64, 64})), M5)), "forward_tensor");
+}
+
+TEST(MetalPlans, TheGenerationOfAGpuIsThatOfItsArrays) {
+  Call call = forward_call(DType::f16, {});
+  EXPECT_EQ(launches(prepare(call, device_of(call))), "forward");
+  for (Tensor& t : call.arrays) t.place.index = 17;
+  EXPECT_EQ(launches(prepare(call, device_of(call))), "forward_tensor");
 }
 
 TEST(MetalPlans, LongHeadDimsTakeTheGradientsOneByOne) {

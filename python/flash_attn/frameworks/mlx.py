@@ -77,7 +77,7 @@ class MLX(Framework):
         mode, _, family = _emulation()
         if mode == "emulate":
             return int(family.removeprefix("g") or 0)
-        return _generation()
+        return 0 if _older.get() else _generation()
 
     def traced(self, arrays: Arrays) -> bool:
         if self.metal() == "gpu":  # kernels are lazy: they take what cannot be evaluated. But MLX knows no vmap of them.
@@ -120,13 +120,27 @@ class MLX(Framework):
         prepared = super().prepare(function, which, views, options)
         if self.metal() != "gpu":  # the emulator is there to judge kernels: it must see them
             return prepared
-        return first_use.trusted(self, _gpu(), metal_mlx.variants(prepared), prepared, function, views, options)
+        spare = functools.partial(self._as_older, self.prepare, function, which, views, options) if self.generation() else None
+        return first_use.trusted(self, _gpu(), metal_mlx.variants(prepared), prepared, function, views, options, spare=spare)
 
     def remark(self, function: str, views: list, options: Options) -> str:
         if self.metal() != "gpu":
             return ""
         prepared = super().prepare(function, Pass.FORWARD, views, options)
-        return first_use.remark(metal_mlx.variants(prepared), prepared)
+        older = self._as_older(super().prepare, function, Pass.FORWARD, views, options)
+        if older.kernel == prepared.kernel:
+            return first_use.remark(metal_mlx.variants(prepared), prepared)
+        said = first_use.remark(metal_mlx.variants(prepared), prepared, older.kernel)
+        return said + (first_use.remark(metal_mlx.variants(older), older) if said else "")
+
+    def _as_older(self, prepare: Callable[..., _core.Prepared], function: str, which: int, views: list, options: Options) -> _core.Prepared:
+        """What prepare() would give on a GPU without tensor operations."""
+        token = _older.set(True)
+        try:
+            views = [(role, engine.shape_of(view.dtype, view.shape, METAL)) for role, view in views]
+            return prepare(function, which, views, options)
+        finally:
+            _older.reset(token)
 
     def seed(self, like: Any) -> mx.array:
         # random bits come 16 at a time: larger ranges are drawn as float32, which has 24
@@ -188,9 +202,10 @@ class MLX(Framework):
 
 
 def _emulation() -> tuple[str, str, str]:
-    """FLASH_ATTENTION_METAL=emulate:<build>:<generation>."""
-    mode, _, rest = _core.metal_mode().partition(":")
-    build, _, family = rest.partition(":")
+    """The words of FLASH_ATTENTION_METAL=emulate:<build>:g<generation>, of which the last two may be missing."""
+    mode, build, family, *more = (*_core.metal_mode().split(":"), "", "")
+    if any(more) or not re.fullmatch(r"(g\d+)?", family):
+        raise RuntimeError(f"[FLASH_ATTENTION_METAL] emulate: expected emulate:<build>:g<number>, found {_core.metal_mode()}.")
     return mode, build, family
 
 
@@ -268,6 +283,7 @@ class Call:
 
 _differentiable: ContextVar[bool] = ContextVar("differentiable", default=True)
 _mapped: ContextVar[bool] = ContextVar("mapped", default=False)
+_older: ContextVar[bool] = ContextVar("older", default=False)  # the GPU is taken for one without tensor operations
 
 
 @contextmanager
