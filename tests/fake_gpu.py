@@ -21,7 +21,7 @@ def on_gpu():
 @contextlib.contextmanager
 def on_trusted_gpu():
     """The same, with kernels that nobody compares: where nothing can be launched, but what is to be launched can be seen."""
-    with on_gpu(), mock.patch.object(first_use, "trusted", lambda *arguments: arguments[3]):
+    with on_gpu(), mock.patch.object(first_use, "trusted", lambda *arguments, **_: arguments[3]):
         yield
 
 

@@ -102,7 +102,7 @@ def variants_of_small_calls(case, run):
     """For each call of a case: the kernels that it needs, and those that its small call would compare."""
     found = []
 
-    def trusted(framework, device, variants, prepared, function, views, options):
+    def trusted(framework, device, variants, prepared, function, views, options, **_):
         call = first_use.small_call(prepared, function, views, options)
         if call is not None:
             arrays = dict(call.arrays)

@@ -33,7 +33,8 @@ FA_FN void add_product(thread Sum& sum, Fragment a, Fragment b0, Fragment b1) {
   mpp::tensor_ops::matmul2d<shape, metal::execution_simdgroup> product;
   auto left = product.template get_left_input_cooperative_tensor<Element, Element, float>();
   auto right = product.template get_right_input_cooperative_tensor<Element, Element, float>();
-  auto total = product.template get_destination_cooperative_tensor<decltype(left), decltype(right), float>();
+  auto total = product.template get_destination_cooperative_tensor<metal::remove_addrspace_t<decltype(left)>,
+                                                                   metal::remove_addrspace_t<decltype(right)>, float>();
   FA_UNROLL for (int i = 0; i < 8; i++) {
     left[i] = a.at[i / 4][i % 4];
     right[i] = b0.at[i / 4][i % 4];
