@@ -167,21 +167,21 @@ def test_it_is_for_new_gpus_and_16_bits():
 @pytest.mark.parametrize(
     "architecture, system, version, generation",
     [
-        ("applegpu_g17s", "26.2", "0.32.0", 17),
-        ("applegpu_g17g", "27.0.1", "0.30.1.dev2", 17),
-        ("applegpu_g16s", "26.2", "0.32.0", 16),
-        ("applegpu_g17p", "26.2", "0.32.0", 16),  # a phone's
-        ("applegpu_g18p", "26.2", "0.32.0", 17),
-        ("applegpu_g17s", "26.1", "0.32.0", 0),  # no Metal 4 that is known to work
-        ("applegpu_g17s", "26.2", "0.29.3", 0),
-        ("unknown", "26.2", "0.32.0", 0),
-        ("x86_64", "", "0.32.0", 0),
+        ("applegpu_g17s", "25.2.0", "0.32.0", 17),
+        ("applegpu_g17g", "26.0.1", "0.30.1.dev2", 17),
+        ("applegpu_g16s", "25.2.0", "0.32.0", 16),
+        ("applegpu_g17p", "25.2.0", "0.32.0", 16),  # a phone's
+        ("applegpu_g18p", "25.2.0", "0.32.0", 17),
+        ("applegpu_g17s", "25.1.0", "0.32.0", 0),  # no Metal 4 that is known to work
+        ("applegpu_g17s", "25.2.0", "0.29.3", 0),
+        ("unknown", "25.2.0", "0.32.0", 0),
+        ("x86_64", "6.1.0-13-amd64", "0.32.0", 0),
     ],
 )
 def test_the_generation_of_a_gpu(architecture, system, version, generation):
     with (
         mock.patch.object(framework, "_architecture", lambda: architecture),
-        mock.patch.object(platform, "mac_ver", lambda: (system, ("", "", ""), "")),
+        mock.patch.object(platform, "release", lambda: system),
         mock.patch.object(mx, "__version__", version),
     ):
         assert framework._generation.__wrapped__() == generation

@@ -203,9 +203,12 @@ class MLX(Framework):
 
 def _emulation() -> tuple[str, str, str]:
     """The words of FLASH_ATTENTION_METAL=emulate:<build>:g<generation>, of which the last two may be missing."""
-    mode, build, family, *more = (*_core.metal_mode().split(":"), "", "")
+    text = _core.metal_mode()
+    if not text:
+        return "", "", ""
+    mode, build, family, *more = (*text.split(":"), "", "")
     if any(more) or not re.fullmatch(r"(g\d+)?", family):
-        raise RuntimeError(f"[FLASH_ATTENTION_METAL] emulate: expected emulate:<build>:g<number>, found {_core.metal_mode()}.")
+        raise RuntimeError(f"[FLASH_ATTENTION_METAL] emulate: expected emulate:<build>:g<number>, found {text}.")
     return mode, build, family
 
 
@@ -226,9 +229,14 @@ def _generation() -> int:
     """17 of applegpu_g17s, if the system and MLX compile Metal 4 for it, as MLX decides for its own kernels; else 0. Phones and tablets (p)
     have tensor operations a generation later than Macs."""
     found = re.fullmatch(r"applegpu_g(\d+)([a-z]?)", _architecture())
-    system = tuple(int(word) for word in platform.mac_ver()[0].split(".") if word)
-    compiles = system >= (26, 2) and tuple(int(word) for word in mx.__version__.split(".")[:2]) >= (0, 30)
-    return int(found.group(1)) - (found.group(2) == "p") if found and compiles else 0
+    system = _first_numbers(platform.release())  # of the kernel, which tells old programs no other: 25.2 is macOS 26.2
+    if not found or system < (25, 2) or _first_numbers(mx.__version__) < (0, 30):
+        return 0
+    return int(found.group(1)) - (found.group(2) == "p")
+
+
+def _first_numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(word) for word in re.findall(r"\d+", version)[:2])
 
 
 FRAMEWORK = MLX()
