@@ -25,6 +25,7 @@ from flash_attn.runners import metal  # noqa: E402
 from metal_emulator import Buffer, Emulator  # noqa: E402
 
 METAL = 2  # DeviceKind::metal
+TENSORS = 17  # a generation with tensor operations
 TYPES = {"float16": "half", "bfloat16": "bfloat", "float32": "float"}
 FRAGMENT = 8
 HEAD = ("kernel", "products", "useful", "device B", "threadgroup B", "shuffles", "simdgroup barriers", "barriers / 1000", "threadgroup KB")
@@ -75,8 +76,12 @@ def ours(rows: int, dim: int, dtype: str, causal: bool):
     shape, lse = (1, rows, 1, dim), (1, 1, rows)
     arrays = {role: rng.standard_normal(shape).astype(dtype) for role in (Role.Q, Role.K, Role.V, Role.DOUT)}
     options = Options(causal=causal)
-    forward = launch_all(Pass.FORWARD, {role: arrays[role] for role in (Role.Q, Role.K, Role.V)}, dtype, options)
+    inputs = {role: arrays[role] for role in (Role.Q, Role.K, Role.V)}
     columns = dim / FRAGMENT
+    for launch, report, _ in launch_all(Pass.FORWARD, inputs, dtype, options, TENSORS):
+        if launch.kernel == "forward_tensor":
+            yield launch.kernel, 2 * columns, report
+    forward = launch_all(Pass.FORWARD, inputs, dtype, options)
     yield "forward", 2 * columns, next(report for launch, report, _ in forward if launch.kernel == "forward")
     results = {role: array for _, _, written in forward for role, array in written.items()}
     assert results[Role.LSE].shape == lse
@@ -88,8 +93,8 @@ def ours(rows: int, dim: int, dtype: str, causal: bool):
             yield name, products * columns, report
 
 
-def launch_all(which: int, arrays: dict, dtype: str, options: Options):
-    """(launch, report, what was written by role) of each launch of a call."""
+def launch_all(which: int, arrays: dict, dtype: str, options: Options, generation: int = 0):
+    """(launch, report, what was written by role) of each launch of a call on a GPU of a generation."""
     done = []
 
     def launch(one, inputs, outputs):
@@ -102,25 +107,21 @@ def launch_all(which: int, arrays: dict, dtype: str, options: Options):
                 code, shape = next((code, shape) for number, code, shape in prepared.outputs if number == role)
                 written.append(np.zeros(shape, np.float32 if code == DTYPES["float32"] else dtype))
         params = np.frombuffer(one.params, np.int32)
-        types = dict(zip((*variant.inputs, *variant.outputs), map(type_name, (*inputs, params, *written))))
+        codes = dict(zip((*variant.inputs, *variant.outputs), (DTYPES[array.dtype.name] for array in (*inputs, params, *written))))
         buffers = [Buffer(array, alignment=16) for array in (*inputs, params, *written)]
         grid = [blocks * threads for blocks, threads in zip(one.blocks, one.threads)]
-        report = emulator().launch(metal.complete_text(variant, types), variant.name, buffers, grid, one.threads).check()
+        report = emulator().launch(metal.complete_text(variant, codes), variant.name, buffers, grid, one.threads).check()
         done.append((one, report, {role: array for (role, _), array in zip(outputs, written) if role >= 0}))
         return written
 
-    prepared = _core.prepare("cost", which, [(role, described(array)) for role, array in arrays.items()], tuple(options))
+    prepared = _core.prepare("cost", which, [(role, described(array, generation)) for role, array in arrays.items()], tuple(options))
     metal.run(prepared, arrays, {}, launch)
     return done
 
 
-def described(array: np.ndarray):
+def described(array: np.ndarray, generation: int):
     strides = [stride // array.itemsize for stride in array.strides]
-    return _core.view_of_address(0, DTYPES[array.dtype.name], list(array.shape), strides, METAL)
-
-
-def type_name(array: np.ndarray) -> str:
-    return TYPES.get(array.dtype.name, "int")
+    return _core.view_of_address(0, DTYPES[array.dtype.name], list(array.shape), strides, METAL, generation)
 
 
 @functools.cache
