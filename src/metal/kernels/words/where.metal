@@ -97,9 +97,10 @@ struct Head {
 };
 template <class Slopes>
 FA_FN Head head_of(ParamsPointer p, Sequence s, int head, Slopes slopes) {
+  const bool nobody = IS_PACKED && s.index == p->batch;  // the sequence behind the last one has no slopes
   return Head{head,
               kv_head_of(head, p->group),
-              float_at(slopes, Int64(s.index) * p->slopes_batch + head),
+              nobody ? 0.0f : float_at(slopes, Int64(s.index) * p->slopes_batch + head),
               unsigned(s.index * p->heads + head),
               s.lse_base + head * p->lse_head,
               s.index * p->bias.batch + head * p->bias.head};
