@@ -171,7 +171,7 @@ class Exchange {
       temporaries.push_back(view(taken.call, Role::COUNT, taken.copies.back().ptr()).data);
     }
     const Stream stream = stream_of(taken.call[first_role(taken.call)].place);
-    nb::gil_scoped_release released;
+    const Unlocked unlocked;
     execute(plan, taken.call, temporaries, stream, main_thread ? interrupted : nullptr);
   }
   static bool is_true(const nb::object& answer) {
