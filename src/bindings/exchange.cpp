@@ -173,7 +173,7 @@ class Exchange {
       temporaries.push_back(view(taken.call, Role::COUNT, taken.copies.back().ptr()).data);
     }
     const Stream stream = stream_of(taken.call[first_role(taken.call)].place);
-    nb::gil_scoped_release released;
+    const Unlocked unlocked;
     execute(plan, taken.call, temporaries, stream, main_thread ? interrupted : nullptr);
     return true;
   }
