@@ -29,7 +29,7 @@ def tiles_of_table(name: str) -> set[tuple]:
 
 
 def test_cases_reach_every_row_tile_and_feature_of_the_metal_tables():
-    rows, tiles, features, needs = set(), {name: set() for name in TILES}, 0, 0
+    rows, launched, tiles, features, needs = set(), set(), {name: set() for name in TILES}, 0, 0
     names = [case.name for case in selftest.cases()]
     assert len(names) == len(set(names)) > 100
     for case in selftest.cases():
@@ -37,6 +37,7 @@ def test_cases_reach_every_row_tile_and_feature_of_the_metal_tables():
         rows |= {prepared.kernel, selftest.plan(case.call, plain=True).kernel}
         for launch in metal.launches_of(prepared):
             known = dict(launch.constants)
+            launched.add(launch.kernel)
             features |= known.get("FA_F", 0)
             needs |= known.get("FA_NEEDS", 0)
             for name, kernel in TILES.items():
@@ -52,6 +53,7 @@ def test_cases_reach_every_row_tile_and_feature_of_the_metal_tables():
     assert {name: tiles_of_table(name) for name in TILES} == tiles
     assert features == int(re.search(r"ALL_FEATURES = (\d+)u", (ROOT / "src/semantics/features.h").read_text()).group(1))
     assert needs == 1 | 2 | 4  # packed, cached, paged
+    assert {"merge", "probabilities", "sink_gradient", "delta"} <= launched
 
 
 def test_on_the_cpu(capsys):
