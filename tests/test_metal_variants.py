@@ -56,9 +56,13 @@ def test_command_line(tmp_path, capsys):
 def test_mlxs_texts_are_complete(tmp_path):
     """With what MLX puts before them; one is compiled."""
     mx = pytest.importorskip("mlx.core", reason="mlx is not installed")
+    from metal_emulator.capture import mlx_utils
+
     if tuple(map(int, mx.__version__.split(".")[:2])) < (0, 32):
         pytest.skip("before 0.32 MLX cannot build a metal_kernel without Metal")
     texts = metal_variants.texts_of_mlx(quick=True)
     kernels = {re.fullmatch(r"mlx_(\w+)_[0-9a-f]{16}", name).group(1) for name in texts}
     assert {"forward", "decode", "backward_dq", "backward_dkv", "bias_gradient", "forward_plain", "merge", "delta"} <= kernels
     assert Emulator().compile(next(text for name, text in texts.items() if name.startswith("mlx_decode"))).kernels
+    text = next(text for name, text in texts.items() if name.startswith("mlx_forward_") and "#define FA_VECTOR 2" in text)
+    assert metal_lint.lint(text, skip=mlx_utils().count("\n")) == []
