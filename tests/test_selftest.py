@@ -62,6 +62,20 @@ def test_on_the_cpu(capsys):
     assert f"{count} of {count} are right" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("pass_", ["forward", "backward"])
+def test_tensors_of_pytorch(pass_):
+    """As on a device of its own: where `like` is, and as far from a multiple of 16 bytes as it."""
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    from flash_attn.frameworks.torch import FRAMEWORK
+
+    (case,) = (case for case in selftest.cases() if case.name == f"{pass_}, causal, bfloat16, 96")
+    for like in (torch.empty(1), torch.empty(2)[1:]):
+        comparison = first_use.compared(FRAMEWORK, case.call, like)
+        assert (comparison.kernel, comparison.fault) == (pass_, "") and 0 < comparison.error < 1
+        data = case.call.arrays[0]
+        assert FRAMEWORK.from_bytes(data.bytes, data.sizes, data.code, like).storage_offset() == like.storage_offset()
+
+
 def test_a_difference_is_bad(capsys):
     with mock.patch.object(first_use, "TOLERANCES", dict.fromkeys(first_use.TOLERANCES, 0.0)):
         assert selftest.main(["--device", "CPU", "--only", "forward, causal, float16, 64"]) == 1

@@ -90,6 +90,12 @@ def test_every_access_is_right(tmp_path):
         assert (out - flash_attn_func(q, memory[..., :64], q, causal=True)).abs().max() < 4e-3
 
 
+def test_every_access_of_an_append_is_right(tmp_path, target):
+    with mps(tmp_path, "instrumented") as launched:
+        try_kvcache(target, Cache(page=16, new=3, rows=3, rotary="halves", causal=True, cached=(15, 30), dtype="float16"))
+    assert {"append", "rotate_queries", "decode"} <= set(launched)
+
+
 def test_a_bad_kernel_gives_way_to_the_plain_one(tmp_path):
     q = torch.randn(1, 12, 2, 16)
     expected = flash_attn_func(q, q, q)
