@@ -1,5 +1,5 @@
 """Every access that our kernels make, watched: no race, nothing out of bounds, uninitialised or misaligned. Each case runs the plain
-kernels, too; together they launch all of them, with the held tile in registers and in threadgroup memory. (Appending: test_torch_mps.py.)"""
+kernels, too; together they launch all, with the held tile in registers and in threadgroup memory. (Appending: test_torch_mps.py.)"""
 
 from __future__ import annotations
 
