@@ -130,5 +130,4 @@ def test_bench(capsys, tmp_path):
     assert [row[:3] for row in rows] == [
         (job, causal, n) for job in ("forward", "train") for causal in ("", " causal") for n in ("32", "64")
     ]
-    if pytest.importorskip("matplotlib", reason="the plot needs matplotlib"):
-        assert plot.stat().st_size > 0
+    assert plot.exists() == (importlib.util.find_spec("matplotlib") is not None)
