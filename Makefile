@@ -15,6 +15,11 @@ PYTHON_FOLDERS := $(wildcard python tests tools benchmarks examples)
 # where tools/prerequisites.sh puts GoogleTest when the system has none
 export GTest_ROOT := $(CURDIR)/build/prerequisites/usr
 
+CONFORMANCE := tests/test_forward.py tests/test_backward.py tests/test_decode.py
+# succeeds where the machine has the instruction set that FLASH_ATTENTION_CPU_ISA names and takes another by itself
+IS_ANOTHER := import os, sys; from flash_attn import _core; named = _core.isa(); \
+              del os.environ['FLASH_ATTENTION_CPU_ISA']; sys.exit(named == _core.isa())
+
 .PHONY: demo test install examples lint format tidy ctest pytest mutants bench wheel clean test-cuda
 demo: $(VENV)/.made
 	$(PIP) install -q ".[mlx]"
@@ -57,13 +62,17 @@ tidy: install
 ctest: install
 	$(BIN)/ctest --test-dir $(BUILD) --output-on-failure -j 2
 pytest: install
-	FLASH_ATTENTION_CPU_ISA=scalar $(BIN)/python -m pytest -q tests/test_forward.py tests/test_backward.py tests/test_decode.py -k numpy
+	@for isa in scalar avx2 avx512; do \
+	  FLASH_ATTENTION_CPU_ISA=$$isa $(BIN)/python -c "$(IS_ANOTHER)" 2>/dev/null || continue; \
+	  echo "== instruction set $$isa"; \
+	  FLASH_ATTENTION_CPU_ISA=$$isa $(BIN)/python -m pytest -q $(CONFORMANCE) -k numpy || exit 1; \
+	done
 	$(BIN)/python -m pytest -q tests
 test-cuda: install
 	@$(BIN)/python -c "import torch" 2>/dev/null || $(PIP) install -q torch
 	$(BIN)/python -m flash_attn
 	$(BIN)/python -m pytest -q tests/test_cuda.py
-	$(BIN)/python -m pytest -q tests/test_forward.py tests/test_backward.py tests/test_decode.py -k torch-cuda
+	$(BIN)/python -m pytest -q $(CONFORMANCE) -k torch-cuda
 	$(BIN)/python tests/cuda_sanitize.py
 mutants: install
 	$(BIN)/python tests/mutants.py

@@ -35,3 +35,13 @@ def configure(source: Path, build: Path, *definitions: str) -> None:
 def build(folder: Path, *targets: str) -> None:
     """Builds all, or some targets."""
     run(tool("cmake"), "--build", folder, *(("--target", *targets) if targets else ()))
+
+
+def cpp_library(folder: Path) -> Path:
+    """A build folder with the C++ library: that of `make test`, or a new one below `folder`."""
+    if (MADE / "libflash_attn.a").exists():
+        return MADE
+    made = folder / "library"
+    configure(ROOT, made)
+    build(made)
+    return made

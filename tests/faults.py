@@ -100,6 +100,7 @@ SEMANTICS = [
 KERNELS = [
     # ---- kernels/words.h: last elements of a row, blocks of rows
     ("kernels/words.h", "if («t + S::W <= n») {\n    S::narrow(row + t, v);", "t < n"),
+    ("kernels/words.h", "for (int t = SCORE_CHAIN; «t < depth»; t += SCORE_CHAIN)", "t + 1 < depth"),
     ("kernels/words.h", "for (; «i < n»; i++) update_block<S, 1, N>", "i < n - 1"),
     ("kernels/words.h", "return base + «pages[page_of(j, page_size)] * page + slot_of(j, page_size) * row»;", "j * row"),
     # ---- kernels/panel.h: which keys a lane sees

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from building import MADE, ROOT, build, configure, run, tool
+from building import ROOT, build, configure, cpp_library, run, tool
 
 PROGRAMS = sorted(p.stem for p in (ROOT / "examples" / "cpp").glob("*.cpp"))
 
@@ -15,13 +15,8 @@ PROGRAMS = sorted(p.stem for p in (ROOT / "examples" / "cpp").glob("*.cpp"))
 def programs(tmp_path_factory) -> Path:
     """The folder of the built programs."""
     folder = tmp_path_factory.mktemp("cpp")
-    library = MADE
-    if not (MADE / "libflash_attn.a").exists():
-        library = folder / "library"
-        configure(ROOT, library)
-        build(library)
     prefix = folder / "prefix"
-    run(tool("cmake"), "--install", library, "--component", "cpp", "--prefix", prefix)
+    run(tool("cmake"), "--install", cpp_library(folder), "--component", "cpp", "--prefix", prefix)
     examples = folder / "programs"
     configure(ROOT / "examples" / "cpp", examples, f"-DCMAKE_PREFIX_PATH={prefix}")
     build(examples)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from building import cpp_library, run
 from cases import CacheCase, Case
 from flash_attn import _core
 
@@ -90,14 +91,14 @@ with np.errstate(divide="ignore"):
 
 
 @pytest.fixture(scope="module")
-def machine(tmp_path_factory):
-    """Runs Python on the software GPU; variants are compiled once."""
+def environment(tmp_path_factory):
+    """Variables of processes that see the software GPU."""
     folder = tmp_path_factory.mktemp("machine")
     compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
     for source, library in (("libcuda.cpp", "libcuda.so.1"), ("libnvrtc.cpp", "libnvrtc.so")):
         command = [compiler, "-std=c++17", "-O1", "-shared", "-fPIC", HERE / "fake_cuda" / source, "-o", folder / library, "-ldl"]
         subprocess.run(command, check=True)
-    environment = os.environ | {
+    return os.environ | {
         "LD_LIBRARY_PATH": str(folder),
         "PYTHONPATH": os.pathsep.join(map(str, (HERE / "cuda_emulator", HERE, HERE.parent / "tools", Path(_core.__file__).parent.parent))),
         "FLASH_ATTENTION_NVRTC": str(folder / "libnvrtc.so"),
@@ -107,12 +108,17 @@ def machine(tmp_path_factory):
         "FAKE_NVRTC_FOLDER": str(folder),
     }
 
-    def run(script: str, **changes: str) -> None:
+
+@pytest.fixture(scope="module")
+def machine(environment):
+    """Runs Python on the software GPU; variants are compiled once."""
+
+    def run_script(script: str, **changes: str) -> None:
         command = [sys.executable, "-c", f"import flash_attn, flash_attn.numpy\nfrom target import Emulated, guarded\n{script}"]
         done = subprocess.run(command, env=environment | changes, capture_output=True, text=True, check=False)
         assert done.returncode == 0, f"exit {done.returncode}\n{done.stderr[-6000:]}"
 
-    return run
+    return run_script
 
 
 @pytest.mark.parametrize("job, case", [pytest.param(job, case, id=f"{job[4:]}:{case}") for job, case in RUNS])
@@ -132,3 +138,11 @@ def test_wild_values_stay_inside(machine):
 
 def test_parts_merge(machine):
     machine(MERGE)
+
+
+def test_cpp_calls_take_device_arrays(environment, tmp_path):
+    program, source = tmp_path / "program", HERE / "cuda_emulator" / "device_call.cpp"
+    library = cpp_library(tmp_path) / "libflash_attn.a"
+    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
+    run(compiler, "-std=c++17", "-O1", f"-I{HERE.parent / 'include'}", source, library, "-ldl", "-lpthread", "-o", program)
+    assert "largest difference" in run(program, env=environment)

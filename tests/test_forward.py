@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import cases
+import flash_attn
 import reference
 from cases import Case
 from judge import try_forward
@@ -56,8 +57,6 @@ def test_strides(target, case):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
 def test_parts_merge_to_the_whole(dtype):
     """Attention over parts of the keys, merged by merge() and by flash_attn_combine(); one part sees nothing."""
-    import flash_attn
-
     case = Case(dtype=dtype, causal=True, alibi="h")
     arrays, exact = cases.inputs(case), expected_forward(case).exact
     partial = "float64" if dtype == "float64" else "float32"
@@ -86,8 +85,6 @@ def test_parts_merge_to_the_whole(dtype):
 
 def test_forms_of_the_dropout_state():
     """int64 (seed, offset) and uint32 (low, high, offset, 0) are the same; another seed or offset is another mask."""
-    import flash_attn
-
     arrays = cases.inputs(Case(dropout=0.5))
 
     def mask(state):
@@ -115,3 +112,18 @@ def test_seed_repeats_dropout():
     np.testing.assert_array_equal(results[0], results[2])
     np.testing.assert_array_equal(results[1], results[3])
     assert (results[0] != results[1]).any()
+
+
+def test_long_products_are_summed_in_short_chains():
+    """One key a row: the lse is the score itself. A sum of 512 products, one after the other, would be four times as far off."""
+    random = np.random.default_rng(0)
+    q, k = random.standard_normal((64, 1, 64, 512), np.float32), random.standard_normal((64, 1, 1, 512), np.float32)
+    explained = flash_attn.explain(flash_attn.flash_attn_func, q, k, k, softmax_scale=1.0)
+    assert "runs forward " in explained
+    _, lse, _ = flash_attn.flash_attn_func(q, k, k, softmax_scale=1.0, return_attn_probs=True)
+    exact = (q[:, 0].astype(np.float64) * k[:, 0]).sum(-1)
+    chain = np.zeros(exact.shape, np.float32)
+    for t in range(512):
+        chain += q[:, 0, :, t] * k[:, 0, :, t]
+    error, error_of_chain = (np.sqrt(np.square(found - exact).mean()) for found in (lse[:, :, 0], chain))
+    assert error < error_of_chain / 2, (error, error_of_chain)

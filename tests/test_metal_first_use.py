@@ -24,6 +24,7 @@ if why_not():
     pytest.skip(why_not(), allow_module_level=True)
 
 Q, K, V = (mx.random.normal((1, 12, 2, 16), key=mx.random.key(i)) for i in range(3))
+NAN, INF = float("nan"), float("inf")
 FORWARD = {"forward.metal": ("= log_sum_exp(a);", "= log_sum_exp(a) + 0.01f;")}
 NOT_METAL = {"forward.metal": ("namespace fa {", "namespace fa { this is no Metal;")}
 
@@ -53,6 +54,28 @@ def test_a_kernel_is_compared_once(tmp_path, expected):
         with gpu(tmp_path, device="another GPU") as launched:
             flash_attn_func(Q, K, V)
             assert launched == ["forward_plain", "forward", "forward"]
+
+
+def test_what_computes_nothing_passes_nothing(tmp_path):
+    with gpu(tmp_path) as launched:
+        flash_attn_func(Q, K[:, :0], V[:, :0])
+        flash_attn_func(Q, K, V)
+    assert launched == ["forward", "forward_plain", "forward", "forward"]
+
+
+@pytest.mark.parametrize("found, expected, fault", [
+    ([1.0, 2.0], [1.0, 2.1], ""),
+    ([1.0, 2.0], [1.0, 2.3], "x off by 0.3, more than 0.23"),
+    ([NAN, 2.0], [1.0, 2.0], "x off by inf, more than 0.2"),
+    ([1.0, 2.0], [NAN, 2.0], "x off by inf, more than 0.2"),
+    ([1.0, -INF], [1.0, -INF], ""),
+    ([1.0, INF], [1.0, -INF], "x off by inf, more than 0.1"),
+    ([0.0, 1e-30], [0.0, 0.0], "x off by 1e-30, more than 0"),
+])  # fmt: skip
+def test_comparison(found, expected, fault):
+    comparison = first_use.Comparison("kernel")
+    comparison.add("x", found, expected, 0.1)
+    assert comparison.fault == fault and (comparison.error > 1) == bool(fault)
 
 
 @pytest.mark.parametrize("lazy", [False, True], ids=["at once", "when evaluated"])

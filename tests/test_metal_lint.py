@@ -55,6 +55,7 @@ kernel void k(device bfloat* out [[buffer(0)]], const device half* x [[buffer(1)
   out[i] = own::rounded<bfloat>(own::deep<3>(b) + float(row[i]) + wide.x + float(bits[rest]));
   out[i] = bfloat(float(out[i]) * 2.0f);
   float c = out[i];
+  c += float(reinterpret_cast<ulong>(x) & 15ul);
   own::first(x, c);
 }
 """
@@ -95,6 +96,10 @@ PLANTS = [
     ("implicit conversion", "return T(x);", "T y = x; return y;"),
     ("recursion", OVERLOADS, "float again(float x) { return x > 1.0f ? again(x * 0.5f) : x; }"),
     ("recursion", OVERLOADS, "float one(float x); float two(float x) { return one(x); } float one(float x) { return two(x); }"),
+    ("address", STATEMENTS, "b += float((ulong)x);"),
+    ("address", STATEMENTS, "b += float(reinterpret_cast<uintptr_t>(row));"),
+    ("address", STATEMENTS, "b += float(reinterpret_cast<ulong>(&n));"),
+    ("address", OVERLOADS, "template <class P> bool odd(P p) { return (ulong)p & 1; } bool o(constant int* p) { return odd(p); }"),
     ("language", STATEMENTS, "auto [p, q] = a;"),
     ("language", OVERLOADS, "template <typename... A> METAL_FUNC float all(A... x) { return (x + ...); }"),
 ]  # fmt: skip
@@ -111,7 +116,7 @@ def test_planted_line_is_found(rule, place, planted):
     assert CLEAN.count(place) == 1
     text = CLEAN.replace(place, planted)
     line = text.split("\n").index(next(row for row in text.split("\n") if planted in row)) + 1
-    needs_clang = rule in ("implicit conversion", "recursion", "language")
+    needs_clang = rule in ("implicit conversion", "recursion", "language", "address")
     if needs_clang:
         found = metal_lint.implicit_bfloat_and_language(text) + metal_lint.recursion(text)
     else:

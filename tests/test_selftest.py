@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import subprocess
 import sys
@@ -29,7 +30,7 @@ def tiles_of_table(name: str) -> set[tuple]:
 
 
 def test_cases_reach_every_row_tile_and_feature_of_the_metal_tables():
-    rows, tiles, features, needs = set(), {name: set() for name in TILES}, 0, 0
+    rows, launched, tiles, features, needs = set(), set(), {name: set() for name in TILES}, 0, 0
     names = [case.name for case in selftest.cases()]
     assert len(names) == len(set(names)) > 100
     for case in selftest.cases():
@@ -37,6 +38,7 @@ def test_cases_reach_every_row_tile_and_feature_of_the_metal_tables():
         rows |= {prepared.kernel, selftest.plan(case.call, plain=True).kernel, selftest.plan(case.call, index=17).kernel}
         for launch in metal.launches_of(prepared):
             known = dict(launch.constants)
+            launched.add(launch.kernel)
             features |= known.get("FA_F", 0)
             needs |= known.get("FA_NEEDS", 0)
             for name, kernel in TILES.items():
@@ -52,12 +54,27 @@ def test_cases_reach_every_row_tile_and_feature_of_the_metal_tables():
     assert {name: tiles_of_table(name) for name in TILES} == tiles
     assert features == int(re.search(r"ALL_FEATURES = (\d+)u", (ROOT / "src/semantics/features.h").read_text()).group(1))
     assert needs == 1 | 2 | 4  # packed, cached, paged
+    assert {"merge", "probabilities", "sink_gradient", "delta"} <= launched
 
 
 def test_on_the_cpu(capsys):
     assert selftest.main(["--quick", "--device", "CPU"]) == 0
     count = len(list(selftest.cases(quick=True)))
     assert f"{count} of {count} are right" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("pass_", ["forward", "backward"])
+def test_tensors_of_pytorch(pass_):
+    """As on a device of its own: where `like` is, and as far from a multiple of 16 bytes as it."""
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    from flash_attn.frameworks.torch import FRAMEWORK
+
+    (case,) = (case for case in selftest.cases() if case.name == f"{pass_}, causal, bfloat16, 96")
+    for like in (torch.empty(1), torch.empty(2)[1:]):
+        comparison = first_use.compared(FRAMEWORK, case.call, like)
+        assert (comparison.kernel, comparison.fault) == (pass_, "") and 0 < comparison.error < 1
+        data = case.call.arrays[0]
+        assert FRAMEWORK.from_bytes(data.bytes, data.sizes, data.code, like).storage_offset() == like.storage_offset()
 
 
 def test_a_difference_is_bad(capsys):
@@ -114,5 +131,4 @@ def test_bench(capsys, tmp_path):
     assert [row[:3] for row in rows] == [
         (job, causal, n) for job in ("forward", "train") for causal in ("", " causal") for n in ("32", "64")
     ]
-    if pytest.importorskip("matplotlib", reason="the plot needs matplotlib"):
-        assert plot.stat().st_size > 0
+    assert plot.exists() == (importlib.util.find_spec("matplotlib") is not None)

@@ -3,6 +3,8 @@ emulator, on CPU tensors."""
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
@@ -11,7 +13,9 @@ pytest.importorskip("ml_dtypes")
 import cases  # noqa: E402
 from fake_gpu import planted  # noqa: E402
 from fake_mps import mps  # noqa: E402
-from flash_attn import explain, flash_attn_func, flash_attn_with_kvcache  # noqa: E402
+from flash_attn import explain, flash_attn_func, flash_attn_with_kvcache, torch_ops  # noqa: E402
+from flash_attn.call import Role  # noqa: E402
+from flash_attn.frameworks.torch import FRAMEWORK  # noqa: E402
 from judge import try_backward, try_forward, try_kvcache  # noqa: E402
 from metal_emulator import EmulatorError  # noqa: E402
 from metal_emulator.compiler import compiler  # noqa: E402
@@ -90,6 +94,12 @@ def test_every_access_is_right(tmp_path):
         assert (out - flash_attn_func(q, memory[..., :64], q, causal=True)).abs().max() < 4e-3
 
 
+def test_every_access_of_an_append_is_right(tmp_path, target):
+    with mps(tmp_path, "instrumented") as launched:
+        try_kvcache(target, Cache(page=16, new=3, rows=3, rotary="halves", causal=True, cached=(15, 30), dtype="float16"))
+    assert {"append", "rotate_queries", "decode"} <= set(launched)
+
+
 def test_a_bad_kernel_gives_way_to_the_plain_one(tmp_path):
     q = torch.randn(1, 12, 2, 16)
     expected = flash_attn_func(q, q, q)
@@ -107,6 +117,14 @@ def test_a_bad_kernel_gives_way_to_the_plain_one(tmp_path):
         assert (flash_attn_func(q, q, q) - expected).abs().max() < 1e-5
         assert "but not forward" in explain(flash_attn_func, q, q, q)
     assert len(caught) == 1
+
+
+def test_tensors_on_mps_do_not_pass_through_dlpack(monkeypatch):
+    """Not every PyTorch has DLPack views of them, and what asks for one may raise."""
+    monkeypatch.setattr(torch_ops, "EXCHANGE", None)
+    there = {Role.Q: SimpleNamespace(is_mps=True)}
+    assert torch_ops._exchange(there) is torch_ops.ADDRESSES and torch_ops._exchange({Role.Q: torch.empty(1)}) is None
+    assert FRAMEWORK.quick("flash_attn_func", there, (), False) is None
 
 
 def test_without_a_compiler(tmp_path, monkeypatch):

@@ -4,7 +4,8 @@
 
 The text alone shows: characters that are not ASCII, lambdas (Metal 4 takes them), words and types that Metal lacks, pointers and
 references without an address space, threadgroup variables anywhere but in the outermost scope of a kernel. Clang is asked for the rest,
-since types and templates decide it: implicit conversions to and from bfloat, recursion, C++17 beyond what MLX's own kernels use.
+since types and templates decide it: implicit conversions to and from bfloat, recursion, C++17 beyond what MLX's own kernels use, pointers
+as numbers.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -267,20 +269,38 @@ def implicit_bfloat_and_language(text: str) -> list[Finding]:
     for match in re.finditer(r"^kernel\.metal:(\d+):\d+: warning: (.*?) \[-Wpre", done.stderr, flags=re.M):
         if not match.group(2).startswith(ACCEPTED):
             found.append(Finding(int(match.group(1)), "language", match.group(2)))
-    return found + implicit_bfloat(done.stdout)
+    return found + implicit_bfloat(done.stdout) + addresses(done.stdout)
 
 
-def implicit_bfloat(tree: str) -> list[Finding]:
-    found, file, line, lines = [], "", 0, tree.split("\n")
-    for i, row in enumerate(lines):
+def rows_of(tree: str) -> Iterator[tuple[int, str, str]]:
+    """(line of the text, row, the row below) of everything in a syntax tree that stands in the text itself."""
+    file, line, lines = "", 0, tree.split("\n")
+    for row, below in zip(lines, [*lines[1:], ""], strict=True):
         # A location names only what differs from the one before: file, line or just a column.
         for name, number in re.findall(r"([^\s<>:,]+|<[^<>]+>):(\d+):\d+", row.split("'")[0]):
             file, line = file if name == "line" else name, int(number)
-        if file != "kernel.metal":
-            continue
+        if file == "kernel.metal":
+            yield line, row, below
+
+
+def addresses(tree: str) -> list[Finding]:
+    """Pointers that become numbers. Compilers that write Metal text are known to do so with reinterpret_cast<ulong> and device memory."""
+    found = []
+    for line, row, below in rows_of(tree):
+        if "<PointerToIntegral>" in row:
+            pointer = re.search(r"'([^']*)'", below)
+            known = "CXXReinterpretCastExpr" in row and type_of(row) == "long" and pointer and "address_space(1)" in pointer.group(1)
+            if not known:
+                found.append(Finding(line, "address", "expected reinterpret_cast<ulong> of a device pointer"))
+    return found
+
+
+def implicit_bfloat(tree: str) -> list[Finding]:
+    found = []
+    for line, row, below in rows_of(tree):
         cast = re.search(r"ImplicitCastExpr .*?'([^']*)'(?::'([^']*)')? <(FloatingCast|IntegralToFloating|FloatingToIntegral)>$", row)
         if cast:
-            to, given = cast.group(2) or cast.group(1), type_of(lines[i + 1])
+            to, given = cast.group(2) or cast.group(1), type_of(below)
             if "__bf16" in (to, given) and (given, to) != ("__bf16", "float"):
                 found.append(Finding(line, "implicit conversion", f"{given} to {to}".replace("__bf16", "bfloat")))
         elif "CompoundAssignOperator" in row and type_of(row) == "__bf16" and "ComputeResultTy='float'" in row:

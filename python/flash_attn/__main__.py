@@ -16,9 +16,15 @@ def _version(module: str, distribution: str | None = None) -> str:
         return "not installed"
 
 
+# Not importlib.metadata.packages_distributions(): Python 3.10's sees no package that comes without top_level.txt, as ours does.
+def _provides_flash_attn(distribution: importlib.metadata.Distribution) -> bool:
+    listed = (distribution.read_text("top_level.txt") or "").split()
+    return "flash_attn" in listed or any(file.parts[:1] == ("flash_attn",) for file in distribution.files or ())
+
+
 def _other_distribution() -> str | None:
     """A second package that provides the module flash_attn: the registry's CUDA-only one has the same name."""
-    owners = importlib.metadata.packages_distributions().get("flash_attn", [])
+    owners = sorted({other.metadata["Name"] for other in importlib.metadata.distributions() if _provides_flash_attn(other)})
     if len(owners) > 1:
         return f"several distributions provide flash_attn ({', '.join(owners)}): uninstall all of them, then install one."
     try:

@@ -49,8 +49,11 @@ def trusted(
     with _lock:
         key = frozenset(variants)
         why = _failed.get(key, "")
-        if not why and variants and not all(_remembered(device, variant) for variant in variants):
-            why = _judged(framework, prepared, function, views, options, like)
+        if not why and not all(_remembered(device, variant) for variant in variants):
+            call = small_call(prepared, function, views, options)
+            if call is None:
+                return prepared
+            why = _judged(framework, call, like)
             if not why:
                 for variant in variants:
                     _core.remember(_about(device, variant), "passed")
@@ -87,20 +90,18 @@ def _remembered(device: str, variant: Any) -> bool:
 
 
 def small_call(prepared: _core.Prepared, function: str, views: list, options: Options) -> small_calls.SmallCall | None:
-    """What the kernels of a call are compared on; None if there is nothing to compare."""
+    """What the kernels of a call are compared on; None if there is no other kernel, or nothing to compute."""
     shapes = {role: small_calls.Shape(view.dtype, tuple(view.shape)) for role, view in views}
     plain = _core.prepare(function, prepared.pass_, views, options, plain=True)
-    if plain.kernel == prepared.kernel or 0 in (size for shape in shapes.values() for size in shape.sizes):
+    if plain.kernel == prepared.kernel or any(0 in shape.sizes for shape in shapes.values()):
         return None
     split = any(role == Role.PART_OUT for launch in prepared.launches for role, *_ in launch[5])
-    return small_calls.like(function, prepared.pass_, shapes, options, split)
+    call = small_calls.like(function, prepared.pass_, shapes, options, split)
+    return None if any(0 in array.sizes for array in call.arrays.values()) else call
 
 
-def _judged(framework: Framework, prepared: _core.Prepared, function: str, views: list, options: Options, like: Any) -> str:
+def _judged(framework: Framework, call: small_calls.SmallCall, like: Any) -> str:
     """What is wrong with the kernels of a call, or ""."""
-    call = small_call(prepared, function, views, options)
-    if call is None:
-        return ""
     try:
         return compared(framework, call, like).fault
     except Exception as error:  # whatever a driver, a compiler or a framework throws: the call must go on
@@ -121,8 +122,8 @@ class Comparison:
         allowed = tolerance * max(finite, default=0.0)
         worst = 0.0
         for x, y in zip(found, expected, strict=True):
-            if x != y and not abs(x - y) <= worst:  # a NaN is never near anything
-                worst = abs(x - y) if x == x else float("inf")
+            if x != y and not abs(x - y) <= worst:
+                worst = abs(x - y) if abs(x - y) >= 0 else float("inf")  # a NaN is never near anything
         self.error = max(self.error, worst / allowed if allowed else float(worst > 0) * 2)
         if worst > allowed and not self.fault:
             self.fault = f"{name} off by {worst:.3g}, more than {allowed:.3g}"

@@ -16,10 +16,13 @@ from flash_attn import _core, engine, first_use, small_calls
 from flash_attn.call import DTYPES, METAL, Options, Pass, Role
 from flash_attn.small_calls import Shape, SmallCall
 
-ROWS, KEYS, HEADS, KV_HEADS, BATCH, PAGE = 40, 120, 4, 2, 2, 16
+ROWS, KEYS, HEADS, KV_HEADS, BATCH, PAGE = 40, small_calls.KEYS, 4, 2, 2, 16
 DTYPE_WORDS = ("float16", "bfloat16", "float32")
 DIMS = ((16, 16), (64, 64), (96, 96), (128, 128), (256, 256), (512, 512), (80, 48), (5, 7))
 INT32, UINT32, BOOL = DTYPES["int32"], DTYPES["uint32"], DTYPES["bool"]
+
+
+_OF_FORWARD = engine.wants(Role.OUT, Role.PROBABILITIES)
 
 
 class Case(NamedTuple):
@@ -58,7 +61,7 @@ def _kinds(code: int) -> Iterator[Kind]:
     yield Kind("bias", {Role.BIAS: bias}, Options(wants=1 << Role.DBIAS))
     yield Kind("mask", {Role.BIAS: Shape(BOOL, (BATCH, 1, ROWS, KEYS))})
     yield Kind("sink", {Role.SINK: Shape(code, (HEADS,))}, Options(causal=True, wants=1 << Role.DSINK))
-    yield Kind("dropout", {Role.SEED: Shape(UINT32, (4,))}, Options(dropout=0.2))
+    yield Kind("dropout", {Role.SEED: Shape(UINT32, (4,))}, Options(dropout=0.2, wants=1 << Role.PROBABILITIES))
     yield Kind("fewer rows and keys", {Role.USED_ROWS: vector, Role.USED_KEYS: vector}, Options(causal=True))
     yield Kind("packed", ends, longest, function=packed)
     yield Kind("packed pages", ends | pages, longest, function=packed, backward=False)
@@ -97,11 +100,12 @@ def cases(quick: bool = False) -> Iterator[Case]:
                 shapes = _shapes(kind, code, dim, value_dim)
                 sizes = f"{dim}" if dim == value_dim else f"{dim}, {value_dim}"
                 name = f"{kind.name}, {dtype}, {sizes}"
-                forward = kind.options._replace(wants=kind.options.wants & 1 << Role.OUT)
+                forward = kind.options._replace(wants=kind.options.wants & _OF_FORWARD)
                 yield Case(f"forward, {name}", small_calls.like(kind.function, Pass.FORWARD, shapes, forward, kind.split))
+                backward = kind.options._replace(wants=kind.options.wants & ~_OF_FORWARD)
                 if kind.backward:
                     shapes[Role.DOUT] = Shape(code, (*shapes[Role.Q].sizes[:-1], value_dim))
-                    yield Case(f"backward, {name}", small_calls.like(kind.function, Pass.BACKWARD, shapes, kind.options, False))
+                    yield Case(f"backward, {name}", small_calls.like(kind.function, Pass.BACKWARD, shapes, backward, False))
 
 
 def plan(call: SmallCall, device: int = METAL, plain: bool = False, index: int = 0) -> _core.Prepared:

@@ -109,12 +109,16 @@ if hasattr(torch.Tensor, "__dlpack_c_exchange_api__"):
     EXCHANGE = _core.Exchange(_EXACT, torch.empty_like, BY_CODE, "PyTorch", _WATCHERS, torch.is_grad_enabled)
 
 
+def _exchange(arrays: Arrays) -> Any:
+    """Kernels for tensors on mps are launched from Python, and not every PyTorch has DLPack views of them."""
+    return ADDRESSES if getattr(next(iter(arrays.values())), "is_mps", False) else EXCHANGE
+
+
 def run(function: str, which: int, arrays: Arrays, options: Options, written: int = 0) -> Arrays:
     """One pass on plain tensors: what it wrote, by role. ``written``: bits of roles that are written in place."""
-    # not EXCHANGE.run(): TorchDynamo, which may come here after torch.vmap(compiled), forgets the object of methods that are written in C++
-    results = type(EXCHANGE).run(EXCHANGE, function, which, arrays, options, written, on_main_thread())
-    if results is None:  # the plan's kernels are launched from Python
-        results = ADDRESSES.run(function, which, arrays, options, written, on_main_thread())
+    exchange = _exchange(arrays)
+    # not exchange.run(): TorchDynamo, which may come here after torch.vmap(compiled), forgets the object of methods that are written in C++
+    results = type(exchange).run(exchange, function, which, arrays, options, written, on_main_thread())
     if written:
         for role, tensor in arrays.items():
             if written >> role & 1 and not tensor.is_inference():
@@ -167,7 +171,8 @@ CACHES = wants(Role.K, Role.V)
 def run_with_kvcache(function: str, arrays: Arrays, options: Options) -> tuple[torch.Tensor, torch.Tensor]:
     """(out, lse), after the new keys, if any, have been written into the caches; nothing is written if anything is wrong."""
     if any(role in arrays for role in (Role.NEW_K, Role.NEW_V, Role.COS, Role.SIN)):
-        type(EXCHANGE).check(EXCHANGE, function, Pass.FORWARD, arrays, options, CACHES)
+        exchange = _exchange(arrays)
+        type(exchange).check(exchange, function, Pass.FORWARD, arrays, options, CACHES)
         some = {role: array for role, array in arrays.items() if role in APPEND_ROLES}
         turned = options._replace(wants=wants(Role.ROTATED_Q) if Role.COS in arrays else 0)
         results = run(function, Pass.APPEND, some, turned, CACHES)

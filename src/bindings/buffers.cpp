@@ -86,7 +86,7 @@ class Buffers {
       buffers[count++].take(results[made++].ptr(), call[o.role], false);
     }
     {
-      nb::gil_scoped_release released;
+      const Unlocked unlocked;
       execute(plan, call, {}, nullptr, main_thread ? interrupted : nullptr);
     }
     return nb::make_tuple(results[0], results[1]);

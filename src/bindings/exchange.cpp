@@ -73,14 +73,13 @@ class Exchange {
     if (!table_ || !table_->view) throw nb::value_error("expected version 1 of DLPack's exchange table, found another");
   }
 
-  // Runs a pass on {role: array}; returns {role: array} of what it wrote. `written`: bits of roles that are to be written in place. None
-  // where only Python can launch the kernels.
-  nb::object run(const std::string& function, int pass, const nb::dict& arrays, const nb::tuple& options, uint64_t written,
-                 bool main_thread) {
+  // Runs a pass on {role: array}; returns {role: array} of what it wrote. `written`: bits of roles that are to be written in place.
+  nb::dict run(const std::string& function, int pass, const nb::dict& arrays, const nb::tuple& options, uint64_t written,
+               bool main_thread) {
     Taken taken = take(function.c_str(), pass, arrays, options_of(options), written);
     nb::dict results;
-    const auto keep = [&](Role role, nb::object array) { results[nb::int_(static_cast<int>(role))] = std::move(array); };
-    return perform(taken, main_thread, keep) ? nb::object(results) : nb::none();
+    perform(taken, main_thread, [&](Role role, nb::object array) { results[nb::int_(static_cast<int>(role))] = std::move(array); });
+    return results;
   }
 
   // What most calls are: a pass of eager arrays with options of Python's own types, and without a gradient that would have to be
@@ -103,7 +102,7 @@ class Exchange {
     Taken taken = take(function, pass, arrays, options, 0);
     if (taken.call[Role::dout] && taken.call[Role::dout].dtype != taken.call[Role::q].dtype) return nb::none();
     nb::list results;
-    if (!perform(taken, main_thread, [&](Role, nb::object array) { results.append(std::move(array)); })) return nb::none();
+    perform(taken, main_thread, [&](Role, nb::object array) { results.append(std::move(array)); });
     return nb::tuple(results);
   }
 
@@ -152,11 +151,10 @@ class Exchange {
     }
     return taken;
   }
-  // Plans, allocates, runs; keep(role, array) of each output. False, and nothing but a plan is made, where only Python can launch it.
+  // Plans, allocates, runs; keep(role, array) of each output.
   template <class Keep>
-  bool perform(Taken& taken, bool main_thread, const Keep& keep) const {
+  void perform(Taken& taken, bool main_thread, const Keep& keep) const {
     const Plan plan = prepare(taken.call, device_of(taken.call));
-    if (!plan.backend->run) return false;
     for (const Output& o : outputs_of(plan.problem, taken.call)) {
       nb::object array;
       if (taken.call[o.role]) {
@@ -173,9 +171,8 @@ class Exchange {
       temporaries.push_back(view(taken.call, Role::COUNT, taken.copies.back().ptr()).data);
     }
     const Stream stream = stream_of(taken.call[first_role(taken.call)].place);
-    nb::gil_scoped_release released;
+    const Unlocked unlocked;
     execute(plan, taken.call, temporaries, stream, main_thread ? interrupted : nullptr);
-    return true;
   }
   static bool is_true(const nb::object& answer) {
     const int truth = answer.ptr() ? PyObject_IsTrue(answer.ptr()) : -1;

@@ -89,7 +89,7 @@ nb::tuple cuda_compile(const std::string& source, const Constants& constants, in
   for (const auto& [name, value] : constants) list.push_back(Constant{name.c_str(), value});
   cuda::driver::Compiled made;
   {
-    nb::gil_scoped_release released;
+    const Unlocked unlocked;
     made = cuda::driver::compile_kernel(source, list, arch, options);
   }
   return nb::make_tuple(nb::bytes(made.image.data(), made.image.size()), made.log);

@@ -18,7 +18,7 @@
 namespace nb = nanobind;
 
 namespace fa {
-using bindings::contiguous, bindings::interrupted, bindings::options_of, bindings::set_arrays;
+using bindings::contiguous, bindings::interrupted, bindings::options_of, bindings::set_arrays, bindings::Unlocked;
 namespace {
 // A Tensor, with the Python buffer that keeps its memory.
 struct View {
@@ -114,7 +114,7 @@ void run_prepared(Prepared& p, const nb::list& outputs, bool main_thread, const 
   set_arrays(p.call, outputs);
   std::vector<void*> memory;
   for (nb::handle view : temporaries) memory.push_back(nb::cast<View&>(view).tensor.data);
-  nb::gil_scoped_release released;
+  const Unlocked unlocked;
   execute(p.plan, p.call, memory, reinterpret_cast<Stream>(stream), main_thread ? interrupted : nullptr);
 }
 

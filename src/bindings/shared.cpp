@@ -1,5 +1,7 @@
 #include "bindings/shared.h"
 
+#include <unistd.h>
+
 namespace nb = nanobind;
 
 namespace fa::bindings {
@@ -67,6 +69,16 @@ bool usual(const nb::tuple& values) {
     }
   }
   return true;
+}
+
+// Until Python 3.14 an interpreter that ends also ends each thread that asks for it, by unwinding its stack: through functions that must
+// not throw, which would abort the process. Such a thread waits for the end of the process instead.
+Unlocked::~Unlocked() {
+  try {
+    PyEval_RestoreThread(state_);
+  } catch (...) {
+    for (;;) pause();
+  }
 }
 
 bool interrupted() {

@@ -17,6 +17,17 @@ constexpr uint64_t STRIDED = bit(Role::q) | bit(Role::k) | bit(Role::v) | bit(Ro
 void set_arrays(Call& call, const nanobind::list& arrays);
 // Whether rows (or only the last axis) lie without gaps.
 bool contiguous(const Tensor& t, bool last_axis_only);
+// Lets other threads run Python while it lives.
+class Unlocked {
+ public:
+  Unlocked() : state_(PyEval_SaveThread()) {}
+  ~Unlocked();
+  Unlocked(const Unlocked&) = delete;
+  Unlocked& operator=(const Unlocked&) = delete;
+
+ private:
+  PyThreadState* state_;
+};
 // Ctrl-C and other signals, asked for from a thread that does not hold the interpreter.
 bool interrupted();
 

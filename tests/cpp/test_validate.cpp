@@ -156,7 +156,7 @@ TEST(Describe, NumbersOfADenseCall) {
   EXPECT_EQ((Numbers{p.max_rows, p.max_keys, p.total_rows, p.total_keys}), (Numbers{5, 7, 10, 14}));
   EXPECT_DOUBLE_EQ(x.score.scale, 1 / std::sqrt(8.0));
   EXPECT_EQ(p.features, 0u);
-  EXPECT_EQ(p.needs, unsigned(VALUE_DIM));
+  EXPECT_EQ(p.needs, unsigned(VALUE_DIM | LSE));
   EXPECT_EQ((Numbers{x.mask.rows, x.mask.keys, x.mask.shift, x.mask.chunk, x.aligned}), (Numbers{5, 7, 2, 0, 1}));
   EXPECT_EQ((Numbers{x.mask.left, x.mask.right}), (Numbers{no_limit(), no_limit()}));
   EXPECT_EQ((Numbers{x.lse_batch, x.lse_head, x.cache_length, x.capacity}), (Numbers{20, 5, -1, 7}));
@@ -170,20 +170,20 @@ TEST(Describe, OptionsBecomeMaskFeaturesAndNeeds) {
   Call c = dense();
   c.options.causal = true;
   EXPECT_EQ(describe(c).params.mask.right, 0);
-  EXPECT_EQ(describe(c).needs, 0u) << "causal alone is no window";
+  EXPECT_EQ(describe(c).needs, unsigned(LSE)) << "causal alone is no window";
   c.options.left = 3, c.options.right = 9;
   EXPECT_EQ(describe(c).params.mask.right, 0) << "causal wins over the right limit";
   EXPECT_EQ(describe(c).params.mask.left, 3);
-  EXPECT_EQ(describe(c).needs, unsigned(WINDOW));
+  EXPECT_EQ(describe(c).needs, unsigned(WINDOW | LSE));
   c = dense();
   c.options.left = INT64_MAX, c.options.right = INT64_MAX;
-  EXPECT_EQ(describe(c).needs, 0u) << "a limit that limits nothing";
+  EXPECT_EQ(describe(c).needs, unsigned(LSE)) << "a limit that limits nothing";
   c.options.right = 4;
-  EXPECT_EQ(describe(c).needs, unsigned(WINDOW));
+  EXPECT_EQ(describe(c).needs, unsigned(WINDOW | LSE));
   c = dense();
   c.options.chunk = 3, c.options.deterministic = true, c.options.has_offsets = true, c.options.q_offset = 11, c.options.k_offset = -2;
   const Problem p = describe(c);
-  EXPECT_EQ(p.needs, unsigned(CHUNK | DETERMINISTIC | OFFSETS));
+  EXPECT_EQ(p.needs, unsigned(CHUNK | DETERMINISTIC | OFFSETS | LSE));
   EXPECT_EQ((Numbers{p.params.mask.shift, p.params.aligned, p.params.q_offset, p.params.k_offset}), (Numbers{13, 0, 11, -2}));
   c = dense();
   c.options.softcap = 2, c.options.dropout = 0.1, c[Role::seed] = array(DType::i64, {2});
@@ -191,7 +191,7 @@ TEST(Describe, OptionsBecomeMaskFeaturesAndNeeds) {
   c[Role::used_rows] = ints({1, 1});
   const Problem all = describe(c);
   EXPECT_EQ(all.features, unsigned(SOFTCAP | ALIBI | BIAS | DROPOUT | SINK));
-  EXPECT_EQ(all.needs, unsigned(USED));
+  EXPECT_EQ(all.needs, unsigned(USED | LSE));
   EXPECT_EQ(all.params.dropout.threshold, 58982u) << "round(0.9 * 65536)";
   EXPECT_DOUBLE_EQ(all.params.keep_scale, 1 / 0.9);
   EXPECT_EQ((Numbers{all.params.slopes_batch, all.params.bias_bool}), (Numbers{4, 1}));
@@ -242,7 +242,7 @@ TEST(Describe, EmptyCallsAreRight) {
 
 TEST(Describe, PackedPagedAndCachedCalls) {
   const Problem packed = describe(varlen());
-  EXPECT_EQ(packed.needs, unsigned(VARLEN));
+  EXPECT_EQ(packed.needs, unsigned(VARLEN | LSE));
   EXPECT_EQ((Numbers{packed.max_rows, packed.max_keys, packed.total_rows, packed.total_keys}), (Numbers{3, 4, 5, 7}));
   EXPECT_EQ((Numbers{packed.params.lse_batch, packed.params.lse_head}), (Numbers{0, 5}));
   expect_strides(packed.params.q, 0, 32, 8);
@@ -251,11 +251,11 @@ TEST(Describe, PackedPagedAndCachedCalls) {
   longer.options.max_rows = 1000;
   EXPECT_EQ(describe(longer).max_rows, 5) << "no sequence is longer than all rows";
   const Problem pages = describe(paged_varlen());
-  EXPECT_EQ(pages.needs, unsigned(VARLEN | PAGED));
+  EXPECT_EQ(pages.needs, unsigned(VARLEN | PAGED | LSE));
   EXPECT_EQ((Numbers{pages.params.page_size, pages.params.capacity, pages.params.pages_batch}), (Numbers{4, 8, 2}));
   expect_strides(pages.params.k, 64, 16, 8);
   const Problem cached = describe(paged());
-  EXPECT_EQ(cached.needs, unsigned(CACHED | PAGED));
+  EXPECT_EQ(cached.needs, unsigned(CACHED | PAGED | LSE));
   EXPECT_EQ(cached.max_keys, 8);
   const Problem grows = describe(growing());
   EXPECT_EQ((Numbers{grows.params.appended, grows.new_rows, grows.cos_positions}), (Numbers{2, 2, 16}));
@@ -299,7 +299,11 @@ TEST(Outputs, ShapesAndDtypesOfEveryPass) {
   Call c = dense_of(DType::f16);
   c.options.out_dtype = DType::f32, c.options.wants = bit(Role::probabilities);
   EXPECT_EQ(outputs_text(c), "out3(2, 5, 4, 8) lse3(2, 4, 5) probabilities1(2, 4, 5, 7) ");
-  EXPECT_EQ(describe(c).needs, unsigned(OUT_FLOAT));
+  EXPECT_EQ(describe(c).needs, unsigned(OUT_FLOAT | LSE));
+  c.options.wants = bit(Role::out);
+  EXPECT_EQ(describe(c).needs, unsigned(OUT_FLOAT)) << "nobody reads the lse";
+  EXPECT_EQ(describe(c).wants, bit(Role::out) | bit(Role::lse)) << "which most kernels write all the same";
+  c.options.wants = 0;
   c = varlen();
   c[Role::probabilities] = array(DType::f32, {2, 4, 3, 4});
   EXPECT_EQ(outputs_text(c), "out3(5, 4, 8) lse3(4, 5) probabilities3(2, 4, 3, 4) ") << "an array to write to is a wish";

@@ -100,7 +100,7 @@ class Torch(Framework):
         return value if _is_compiling() and type(value) is int else super().length(function, name, value)
 
     def quick(self, function: str, arrays: Arrays, values: tuple[Any, ...], with_lse: bool) -> tuple[Any, Any] | None:
-        if _is_compiling() or forward_ad._current_level >= 0 or _any_autocast():
+        if _is_compiling() or forward_ad._current_level >= 0 or _any_autocast() or arrays[_Q].is_mps:
             return None
         found = torch_ops.EXCHANGE.quick(function, _FORWARD, arrays, values, on_main_thread())
         if found != ():
@@ -260,7 +260,8 @@ class _Attention(torch.autograd.Function):
         function, options, roles, has_lse = ctx.call
         arrays = dict(zip(roles, ctx.saved_tensors))
         others = ctx.needs_input_grad[4:]  # bias, sink
-        if dlse is None and dout is not None and not others and forward_ad._current_level < 0 and not _legacy_batched(dout):
+        usual = dlse is None and dout is not None and not others and forward_ad._current_level < 0
+        if usual and not _legacy_batched(dout) and not dout.is_mps:
             arrays[_DOUT] = dout
             found = type(torch_ops.EXCHANGE).quick(torch_ops.EXCHANGE, function, _BACKWARD, arrays, options, on_main_thread())
             if found is not None:

@@ -123,6 +123,7 @@ def codes_of(launch: Launch, prepared: _core.Prepared, given: dict[int, int]) ->
     return {_core.ROLES[as_]: made[temporary] if temporary >= 0 else caller[role] for as_, role, temporary, _ in launch.arguments}
 
 
+@functools.lru_cache(maxsize=1)  # a call asks twice: which kernels are they, and then to run them
 def launches_of(prepared: _core.Prepared) -> list[Launch]:
     """The launches of a prepared call, in order."""
     return [Launch(*fields) for fields in prepared.launches]

@@ -16,7 +16,7 @@ from flash_attn import _core
 from flash_attn.call import DTYPES, Pass, Role
 from flash_attn.runners import metal
 
-_DTYPES = {code: getattr(mx, name) for name, code in DTYPES.items() if hasattr(mx, name)}
+DTYPE_OF = {code: getattr(mx, name) for name, code in DTYPES.items() if hasattr(mx, name)}
 _STRIDED = (Role.Q, Role.K, Role.V)
 Start = Callable[..., list[mx.array]]  # (kernel object, and by keyword what it takes) -> outputs
 _theirs = mx.fast.scaled_dot_product_attention  # flash_attn.mlx.install() puts ours in its place
@@ -52,8 +52,8 @@ def execute(prepared: _core.Prepared, arrays: dict[int, mx.array], emulated: str
         placed = {role: x if role in _STRIDED else mx.contiguous(x) for role, x in arrays.items()}
     else:
         placed = {role: mx.contiguous(x) for role, x in arrays.items()}
-    shapes = {role: (shape, _DTYPES[code]) for role, code, shape in prepared.outputs}
-    temporaries = [([count], _DTYPES[code]) for code, count in prepared.temporaries]
+    shapes = {role: (shape, DTYPE_OF[code]) for role, code, shape in prepared.outputs}
+    temporaries = [([count], DTYPE_OF[code]) for code, count in prepared.temporaries]
 
     def walk(start: Start) -> dict[int, mx.array]:
         def launch(one: metal.Launch, inputs: list[mx.array], outputs: list[tuple[int, int]]) -> list[mx.array]:

@@ -58,12 +58,7 @@ FA_FN void score_block(ForwardPanel<S>& panel, const ForwardTile<S>& t, int i0) 
   using V = typename S::F;
   constexpr int MR = S::MR, NV = S::NV, W = S::W, LANES = Panel<S>::LANES;
   V c[MR][NV];
-  UNROLL
-  for (int i = 0; i < MR; i++) {
-    UNROLL
-    for (int j = 0; j < NV; j++) c[i][j] = V(0.0f);
-  }
-  accumulate<S, MR, NV>(c, t.k + i0 * t.k_pitch, t.k_pitch, 1, t.q, LANES, t.depth);
+  products<S>(c, t.k + i0 * t.k_pitch, t.k_pitch, t.q, LANES, t.depth);
   const V unit(score_unit<F>(t.score));
   UNROLL
   for (int j = 0; j < NV; j++) {

@@ -37,13 +37,8 @@ FA_FN void probabilities(const GradientPanel<S>& panel, const GradientTile<S>& t
   using V = typename S::F;
   constexpr int MR = S::MR, NV = S::NV, W = S::W, LANES = Panel<S>::LANES;
   V c[MR][NV];
-  UNROLL
-  for (int i = 0; i < MR; i++) {
-    UNROLL
-    for (int j = 0; j < NV; j++) c[i][j] = V(0.0f);
-  }
   // the same sums in the same order as in the forward pass: their rounding errors are those that lse contains
-  accumulate<S, MR, NV>(c, t.k + i0 * t.k_pitch, t.k_pitch, 1, t.q, LANES, t.dim);
+  products<S>(c, t.k + i0 * t.k_pitch, t.k_pitch, t.q, LANES, t.dim);
   const V unit(score_unit<F>(t.score));
   UNROLL
   for (int j = 0; j < NV; j++) {

@@ -26,6 +26,33 @@ FA_FN void accumulate(typename S::F (&c)[R][N], const typename S::Lane* a, long 
   }
 }
 
+// Products of MR rows of K with a panel, in chains of SCORE_CHAIN that are added at the end.
+template <class S>
+FA_FN void products(typename S::F (&c)[S::MR][S::NV], const typename S::Lane* k, long k_pitch, const typename S::Lane* q, long q_pitch,
+                    int depth) {
+  constexpr int MR = S::MR, NV = S::NV;
+  UNROLL
+  for (int i = 0; i < MR; i++) {
+    UNROLL
+    for (int j = 0; j < NV; j++) c[i][j] = typename S::F(0.0f);
+  }
+  accumulate<S, MR, NV>(c, k, k_pitch, 1, q, q_pitch, min(depth, SCORE_CHAIN));
+  for (int t = SCORE_CHAIN; t < depth; t += SCORE_CHAIN) {
+    typename S::F d[MR][NV];
+    UNROLL
+    for (int i = 0; i < MR; i++) {
+      UNROLL
+      for (int j = 0; j < NV; j++) d[i][j] = typename S::F(0.0f);
+    }
+    accumulate<S, MR, NV>(d, k + t, k_pitch, 1, q + t * q_pitch, q_pitch, min(depth - t, SCORE_CHAIN));
+    UNROLL
+    for (int i = 0; i < MR; i++) {
+      UNROLL
+      for (int j = 0; j < NV; j++) c[i][j] = c[i][j] + d[i][j];
+    }
+  }
+}
+
 // c[R rows][N vectors] += A B in memory.
 template <class S, int R, int N>
 FA_FN void update_block(float* c, long c_row, const typename S::Lane* a, long a_row, long a_step, const typename S::Lane* b, long b_row,

@@ -189,12 +189,21 @@ FA_FN void clear_row(device T* row, int dim, ushort lane) {
     row[d] = T(0.0f);
   }
 }
+// Whether an array begins at a multiple of 16 bytes. Metal turns device pointers into numbers (since 2.3: compilers that write Metal text
+// rely on it); of constant ones nothing is known, but what lies there has fewer than 8 elements.
+template <class T>
+FA_FN bool at_word(const device T* array) {
+  return (reinterpret_cast<ulong>(array) & 15ul) == 0;
+}
+template <class T>
+FA_FN bool at_word(const constant T*) {
+  return false;
+}
 // Whether words of 16 bytes may be read at every row of an array.
 template <class P>
 FA_FN bool has_words(P array, RowStrides s) {
   const int step = 16 / int(sizeof(Element));
-  return s.step == 1 && s.rows.batch % step == 0 && s.rows.row % step == 0 && s.rows.head % step == 0 &&
-         (reinterpret_cast<ulong>(array) & 15ul) == 0;
+  return s.step == 1 && s.rows.batch % step == 0 && s.rows.row % step == 0 && s.rows.head % step == 0 && at_word(array);
 }
 template <class P>
 FA_FN bool has_words(P array, const FA_PARAMS_SPACE Strides& s) {
