@@ -1,5 +1,6 @@
 """Every access that our kernels make, watched: no race, nothing out of bounds, uninitialised or misaligned. Each case runs the plain
-kernels, too; together they launch all, with the held tile in registers and in threadgroup memory. (Appending: test_torch_mps.py.)"""
+kernels, too; together they launch all, with the held tile in registers and in threadgroup memory. (Appending: test_torch_mps.py;
+tensor operations: test_metal_tensor.py.)"""
 
 from __future__ import annotations
 
@@ -40,7 +41,7 @@ def test_these_launch_all_kernels():
                     launched.add(launch.kernel)
                     in_registers.setdefault(launch.kernel, set()).add(dict(launch.constants).get("FA_IN_REGISTERS"))
     text = "".join(path.read_text() for path in (ROOT / "src/metal/kernels").glob("*.metal"))
-    assert set(re.findall(r"define FA_ENTRY_(\w+)\(", text)) - launched == {"append", "rotate_queries"}
+    assert set(re.findall(r"define FA_ENTRY_(\w+)\(", text)) - launched == {"append", "rotate_queries", "forward_tensor"}
     assert in_registers["backward_dkv"] == in_registers["decode"] == {0, 1}
 
 
