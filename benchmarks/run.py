@@ -30,6 +30,8 @@ sys.path.insert(0, str(HERE.parent / "tests"))
 
 JOBS = ("forward", "backward", "decode", "varlen", "short", "overhead")
 SLOW = 3.0  # seconds: a contender that takes longer than this runs only once
+# seconds: idle workers of OpenMP and OpenBLAS keep their processors that long after a call, and the next contender lacks them
+SETTLE = 0.03
 TOO_SLOW = 8.0  # seconds: one that would take longer, by its rate in an earlier case, does not run
 
 
@@ -103,8 +105,11 @@ def label(job: str, case) -> str:
     return f"{shape} {size} {'causal' if case.causal else 'full'} B{case.batch} H{case.heads}"
 
 
-def interleave(functions: dict, rounds: int, budget: float, clock) -> dict[str, list[float]]:
-    """Seconds of each function in each round; one that is slow is timed once."""
+def interleave(functions: dict, rounds: int, budget: float, clock, settle: float) -> dict[str, list[float]]:
+    """Seconds of each function in each round; one that is slow is timed once.
+
+    settle: seconds for which a function runs untimed before it is timed, once at least; 0: not at all.
+    """
     times: dict[str, list[float]] = {}
     for name, function in functions.items():
         start = clock()
@@ -116,6 +121,11 @@ def interleave(functions: dict, rounds: int, budget: float, clock) -> dict[str, 
     for turn in range(rounds):
         shift = turn % len(names)
         for name in names[shift:] + names[:shift]:
+            settled = time.perf_counter() + settle
+            while settle:
+                functions[name]()
+                if time.perf_counter() > settled:
+                    break
             start = clock()
             functions[name]()
             times[name].append(clock() - start)
@@ -143,7 +153,7 @@ def line(job: str, case, amount: float, unit: str, args: argparse.Namespace, pea
     ceilings = []
     functions["peak"] = lambda: ceilings.append(peak())
     clock = time.process_time if threads == 1 else time.perf_counter
-    times = interleave(functions, args.rounds, args.seconds, clock)
+    times = interleave(functions, args.rounds, args.seconds, clock, 0 if threads == 1 else SETTLE)
     del times["peak"]
     times = {name: [seconds * contenders.share(name, job) for seconds in row] for name, row in times.items()}
     ceiling = statistics.median(ceilings) / 1e9
