@@ -36,21 +36,21 @@ constexpr Tile FORWARD[] = {
 // float32 by multiply-adds: rows of 16 a warp are loaded for twice as many products.
 constexpr Tile FORWARD_F32[] = {
     {64, 128, 64, 4, 1, 2, 2}, {128, 128, 32, 4, 1, 2, 1}, {128, 64, 32, 4, 1, 2, 2}, {256, 64, 16, 4, 1, 2, 1}};
-// K and V, dS (and P where warps share keys), and the ring of Q, dO, and three numbers a row: lse, what float32 loses of it, delta.
+// K and V, dS and P, and the ring of Q, dO, lse, delta (and what float32 loses of an lse).
 constexpr int backward_bytes(const Tile& t, int dim, int value_dim, int element) {
-  const int score = t.bn * t.bm * (t.split > 1 ? 2 : 1);
-  return element * (t.bn * (dim + value_dim) + score + t.stages * t.bm * (dim + value_dim)) + t.stages * 12 * t.bm;
+  const int row = element * (dim + value_dim) + (element == 4 ? 12 : 8);
+  return element * t.bn * (dim + value_dim + 2 * t.bm) + t.stages * t.bm * row;
 }
 // Small blocks fill a GPU better where there are few keys: +10 % and more at 512, -6 % at 8192.
 constexpr Tile BACKWARD[] = {
-    {64, 64, 64, 4, 1, 2, 3, 2048},  {64, 128, 128, 8, 1, 2, 1}, {64, 64, 128, 8, 1, 2, 1},  // bm 64: -13 %
-    {128, 64, 64, 4, 1, 2, 2, 1024}, {128, 64, 128, 8, 1, 2, 1}, {128, 64, 64, 4, 1, 1, 2},  // bm 32: -16 %
-    {256, 64, 64, 8, 2, 2, 1},       {256, 64, 64, 8, 2, 1, 1},  {256, 32, 32, 4, 2, 1, 1},  // one stage: -8 %; bm 32: -16 %
+    {64, 64, 64, 4, 2, 2, 3, 2048},  {64, 128, 128, 8, 2, 2, 1}, {64, 64, 128, 8, 2, 2, 1},
+    {128, 64, 64, 4, 2, 2, 2, 1024}, {128, 64, 128, 8, 2, 2, 1}, {128, 64, 64, 4, 2, 1, 2},
+    {256, 64, 64, 8, 2, 2, 1},       {256, 64, 64, 8, 2, 1, 1},  {256, 32, 32, 4, 2, 1, 1},
 };
 constexpr Tile BACKWARD_F32[] = {
-    {64, 32, 64, 4, 1, 2, 2},
-    {128, 32, 64, 4, 1, 2, 1},
-    {128, 32, 64, 4, 1, 1, 1},  // beyond 128 registers spill
+    {64, 32, 64, 4, 2, 2, 2},
+    {128, 32, 64, 4, 2, 2, 1},
+    {128, 32, 64, 4, 2, 1, 1},
 };
 // dq by rows: Q and dO, and a ring of two stages of K and V. A warp has 16 rows.
 constexpr int backward_rows_bytes(const Tile& t, int dim, int value_dim, int element) {

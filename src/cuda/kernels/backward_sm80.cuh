@@ -1,34 +1,36 @@
 // Attention backward since Ampere, every feature: dk, dv, and dq by addition. 16-bit inputs on tensor cores (mma.sync), float32 by
 // multiply-adds.
-// Tile     FA_BN keys of one key/value head x FA_BM rows a step; a warp owns 16 keys and 1 / FA_SPLIT of the columns of dk and dv, and
-//          1 / FA_SPLIT of a step's rows while it computes P and dS.
+// Tile     FA_BN keys of one key/value head x FA_BM rows a step. Two warps share STEP_KEYS keys, each has half of the rows while it computes
+//          P and dS; of dk and dv a warp owns OUT_KEYS keys x 1 / COLUMN_WARPS of the columns.
 // Who      one block for a tile of keys; it walks all rows of all heads of the group that see one of them, so dk and dv have one order
 //          of additions. dq is added to float32 in memory by red instructions, in any order (FA_DQ 1), or left to backward_dq (0).
-// Memory   K and V once, Q and dO in a ring of FA_STAGES; products are transposed (keys x rows), so P and dS are left operands of dv and
-//          dk as they stand; dS goes through shared memory for dq, and P too where warps share keys (FA_SPLIT > 1).
-// Speed    docs/performance.md
+// Memory   K and V once, Q and dO in a ring of FA_STAGES; products are transposed (keys x rows), so a warp's own P and dS are left operands
+//          of dv and dk as they stand; what others need of them goes through shared memory.
+// Speed    docs/performance.md. Loads from shared memory bound it: 608 KB a step of 64 rows x 128 keys at head dim 128.
 #include "words/row_sums.cuh"
 
 namespace fa::cuda {
 namespace {
-constexpr int BN = FA_BN, VALUE_DIM = FA_VALUE_DIM, SPLIT = FA_SPLIT, STAGES = FA_STAGES;
-constexpr int STEP_ROWS = BM / SPLIT;                                          // rows of a step that a warp scores
-constexpr int NT = STEP_ROWS / 8, KT = DIM / 16, VT = VALUE_DIM / 16;          // tiles of P, and steps of its products
-constexpr int KO = DIM / SPLIT / 8, VO = VALUE_DIM / SPLIT / 8;                // tiles of a warp's dk and dv
-constexpr int DQ_PASS = DQ_COLUMNS * DQ_ROWS > 2048 ? 64 : DQ_COLUMNS;         // columns of dq at a time
-static_assert(WARPS / SPLIT * 16 == BN && STEP_ROWS % 16 == 0 && BM % 32 == 0);
-static_assert(DIM % (16 * SPLIT) == 0 && VALUE_DIM % (16 * SPLIT) == 0);
-static_assert(DQ_COLUMNS % DQ_PASS == 0);
+constexpr int BN = FA_BN, VALUE_DIM = FA_VALUE_DIM, STAGES = FA_STAGES;
+constexpr int STEP_ROWS = BM / 2, STEP_KEYS = BN * 2 / WARPS;                                // of a step, that a warp scores
+constexpr int MT = STEP_KEYS / 16, NT = STEP_ROWS / 8, KT = DIM / 16, VT = VALUE_DIM / 16;   // tiles of P, and steps of its products
+constexpr int COLUMNS_OF_32 = 16 * WARPS * 32 / BN;                                          // 16 for each of the warps that share 32 keys
+constexpr int OUT_KEYS = DIM % COLUMNS_OF_32 == 0 && VALUE_DIM % COLUMNS_OF_32 == 0 ? 32 : 16;
+constexpr int COLUMN_WARPS = WARPS * OUT_KEYS / BN;
+constexpr int OT = OUT_KEYS / 16, KO = DIM / COLUMN_WARPS / 8, VO = VALUE_DIM / COLUMN_WARPS / 8;  // tiles of a warp's dk and dv
+constexpr bool OWN = OUT_KEYS == STEP_KEYS && COLUMN_WARPS == 2;  // a warp computes half of the P and dS that its dv and dk take
+constexpr int DQ_PASS = DQ_COLUMNS * DQ_ROWS > 2048 ? 64 : DQ_COLUMNS;  // columns of dq at a time
+static_assert(FA_SPLIT == 2 && STEP_KEYS % 16 == 0 && STEP_ROWS % 16 == 0 && NT <= 8);
+static_assert(KO % 2 == 0 && VO % 2 == 0 && DQ_COLUMNS % DQ_PASS == 0);
 
 using KPanel = Panel<BN, DIM>;
 using VPanel = Panel<BN, VALUE_DIM>;
 using QPanel = Panel<BM, DIM>;
 using GPanel = Panel<BM, VALUE_DIM>;  // dout
 using SPanel = Panel<BN, BM>;         // dS and P, keys x rows
-constexpr int STAGE_BYTES = QPanel::BYTES + GPanel::BYTES + BM * 12;  // and lse, what float32 loses of it, delta
-constexpr bool EXACT = FA_DTYPE == 3;                                 // the loss counts
-constexpr int S_AT = KPanel::BYTES + VPanel::BYTES, P_AT = S_AT + SPanel::BYTES;
-constexpr int RING_AT = SPLIT > 1 ? P_AT + SPanel::BYTES : P_AT;
+constexpr bool EXACT = FA_DTYPE == 3;                                               // what float32 loses of an lse counts
+constexpr int STAGE_BYTES = QPanel::BYTES + GPanel::BYTES + BM * (EXACT ? 12 : 8);  // and lse, delta, the loss
+constexpr int S_AT = KPanel::BYTES + VPanel::BYTES, P_AT = S_AT + SPanel::BYTES, RING_AT = P_AT + SPanel::BYTES;
 
 FA_FN void copy_4(unsigned to, const float* from, bool present) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(to), "l"(from), "r"(present ? 4 : 0) : "memory");
@@ -40,90 +42,109 @@ FA_FN void refer(unsigned address) {
   if constexpr (EXACT) store_4(address + BM * 8, __float_as_uint(lse_remainder(lse)));
 }
 
-// What a lane holds of a step's rows besides P: bit 4 n + 2 h + e of `kept` for dropout, the slope of a softcap.
+// What a lane holds of a step's rows besides P: bit 4 n + 2 h + e of `kept[m]` for dropout, the slope of a softcap.
 struct Weights {
-  unsigned kept[DROPS ? (NT + 7) / 8 : 1];
-  float slope[(F & SOFTCAP) != 0 ? NT : 1][4];
+  unsigned kept[MT];
+  float slope[(F & SOFTCAP) != 0 ? MT : 1][NT][4];
 };
 
-// score and hide. row, key: of this lane's register [0][0]
-FA_FN void score_tile(float (&s)[1][NT][4], Weights& weights, const Elements& elements, int row, int key, bool edge) {
+// score and hide. row, key: of this lane's register [0][0][0]
+FA_FN void score_tile(float (&s)[MT][NT][4], Weights& weights, const Elements& elements, int row, int key, bool edge) {
   if constexpr (CHANGED) {
 #pragma unroll
-    for (int n = 0; n < NT; n++)
-#pragma unroll
-      for (int i = 0; i < 4; i++) {
-        if constexpr ((F & SOFTCAP) != 0) weights.slope[n][i] = elements.score_slope(s[0][n][i]);
-        s[0][n][i] = elements.score(s[0][n][i], row + n * 8 + i % 2, key + i / 2 * 8);
-      }
-  }
-  if (edge) {
-#pragma unroll
-    for (int h = 0; h < 2; h++) {
-      const Interval<int> seen = visible_rows(elements.mask, key + h * 8);
+    for (int m = 0; m < MT; m++)
 #pragma unroll
       for (int n = 0; n < NT; n++)
 #pragma unroll
-        for (int e = 0; e < 2; e++) {
-          const int r = row + n * 8 + e;
-          s[0][n][2 * h + e] = r >= seen.first && r < seen.end ? s[0][n][2 * h + e] : hidden();
+        for (int i = 0; i < 4; i++) {
+          if constexpr ((F & SOFTCAP) != 0) weights.slope[m][n][i] = elements.score_slope(s[m][n][i]);
+          s[m][n][i] = elements.score(s[m][n][i], row + n * 8 + i % 2, key + m * 16 + i / 2 * 8);
         }
-    }
+  }
+  if (edge) {
+#pragma unroll
+    for (int m = 0; m < MT; m++)
+#pragma unroll
+      for (int h = 0; h < 2; h++) {
+        const Interval<int> seen = visible_rows(elements.mask, key + m * 16 + h * 8);
+#pragma unroll
+        for (int n = 0; n < NT; n++)
+#pragma unroll
+          for (int e = 0; e < 2; e++) {
+            const int r = row + n * 8 + e;
+            s[m][n][2 * h + e] = r >= seen.first && r < seen.end ? s[m][n][2 * h + e] : hidden();
+          }
+      }
   }
 }
 // weigh. lse: shared address of this lane's first row, already a reference (see refer)
-FA_FN void weigh(float (&s)[1][NT][4], unsigned lse, float unit) {
+FA_FN void weigh(float (&s)[MT][NT][4], unsigned lse, float unit) {
 #pragma unroll
   for (int n = 0; n < NT; n++) {
     const float2 reference = load_floats(lse + static_cast<unsigned>(n * 32));
+    float2 lost = {0, 0};
+    if constexpr (EXACT) lost = load_floats(lse + static_cast<unsigned>(BM * 8 + n * 32));
 #pragma unroll
-    for (int i = 0; i < 4; i++) {
-      float& x = s[0][n][i];
-      if constexpr (EXACT) {
-        const float2 lost = load_floats(lse + static_cast<unsigned>(BM * 8 + n * 32));
-        x = saved_probability(x, unit, i % 2 == 0 ? reference.x : reference.y, i % 2 == 0 ? lost.x : lost.y);
-      } else {
-        x = probability(x, unit, i % 2 == 0 ? reference.x : reference.y);
+    for (int m = 0; m < MT; m++)
+#pragma unroll
+      for (int i = 0; i < 4; i++) {
+        float& x = s[m][n][i];
+        const float of_row = i % 2 == 0 ? reference.x : reference.y;
+        if constexpr (EXACT)
+          x = saved_probability(x, unit, of_row, i % 2 == 0 ? lost.x : lost.y);
+        else
+          x = probability(x, unit, of_row);
       }
-    }
   }
 }
 
+// One Philox call decides the rows r and r + 8 for all keys of a lane, where tiles are aligned.
 FA_FN void decide(Weights& weights, const Elements& elements, int row, int key) {
   const bool aligned = elements.dropout_aligned();
 #pragma unroll
-  for (int n = 0; n < NT; n++) {
-    if (n % 8 == 0) weights.kept[n / 8] = 0;
+  for (int m = 0; m < MT; m++) weights.kept[m] = 0;
+#pragma unroll
+  for (int pair = 0; pair < NT; pair += 2)
 #pragma unroll
     for (int e = 0; e < 2; e++) {
-      const int r = row + n * 8 + e;
-      const Words<unsigned> words = elements.dropout_tile(r, key);
+      const Words<unsigned> words = elements.dropout_tile(row + pair * 8 + e, key);
 #pragma unroll
-      for (int h = 0; h < 2; h++) {
-        const bool keep = aligned ? elements.keeps_in(words, r, key + h * 8) : elements.keeps(r, key + h * 8);
-        weights.kept[n / 8] |= static_cast<unsigned>(keep) << (n % 8 * 4 + 2 * h + e);
-      }
+      for (int m = 0; m < MT; m++)
+#pragma unroll
+        for (int n = pair; n < pair + 2; n++)
+#pragma unroll
+          for (int h = 0; h < 2; h++) {
+            const int r = row + n * 8 + e, k = key + m * 16 + h * 8;
+            const bool keep = aligned ? elements.keeps_in(words, r, k) : elements.keeps(r, k);
+            weights.kept[m] |= static_cast<unsigned>(keep) << (n * 4 + 2 * h + e);
+          }
     }
-  }
 }
-// what dropout leaves of element [n][i]
-FA_FN float kept(const Weights& weights, int n, int i, float x) {
-  if constexpr (DROPS) return (weights.kept[n / 8] >> (n % 8 * 4 + i) & 1u) != 0 ? x : 0.f;
+// what dropout leaves of element [m][n][i]
+FA_FN float kept(const Weights& weights, int m, int n, int i, float x) {
+  if constexpr (DROPS) return (weights.kept[m] >> (n * 4 + i) & 1u) != 0 ? x : 0.f;
   return x;
 }
 
 // dS from P and the products of dout and V. delta: shared address of this lane's first row
-FA_FN void differentiate(float (&dp)[1][NT][4], const float (&s)[1][NT][4], const Weights& weights, unsigned delta, float keep_scale) {
+FA_FN void differentiate(float (&dp)[MT][NT][4], const float (&s)[MT][NT][4], const Weights& weights, unsigned delta, float keep_scale) {
 #pragma unroll
   for (int n = 0; n < NT; n++) {
     const float2 d = load_floats(delta + static_cast<unsigned>(n * 32));
 #pragma unroll
-    for (int i = 0; i < 4; i++) {
-      float& x = dp[0][n][i];
-      x = score_gradient(s[0][n][i], DROPS ? kept(weights, n, i, keep_scale) : 1.f, x, i % 2 == 0 ? d.x : d.y);
-      if constexpr ((F & SOFTCAP) != 0) x *= weights.slope[n][i];
-    }
+    for (int m = 0; m < MT; m++)
+#pragma unroll
+      for (int i = 0; i < 4; i++) {
+        float& x = dp[m][n][i];
+        x = score_gradient(s[m][n][i], DROPS ? kept(weights, m, n, i, keep_scale) : 1.f, x, i % 2 == 0 ? d.x : d.y);
+        if constexpr ((F & SOFTCAP) != 0) x *= weights.slope[m][n][i];
+      }
   }
+}
+// What the rows that a warp has scored add to its dv or dk.
+template <int OWNED, int N, int SCORED, class Rows>
+FA_FN void accumulate_own(float (&sum)[OWNED][N][4], const Operand (&a)[SCORED], const Tiles<Rows>& right, int row, int tile) {
+  if constexpr (OWNED == SCORED && OWN) accumulate(sum, a, right, row, tile);
 }
 }  // namespace
 
@@ -138,8 +159,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, FA_BLOCKS)
   const int kv_head = static_cast<int>(blockIdx.y), key0 = static_cast<int>(blockIdx.x) * BN;
   if (key0 >= mask.keys) return;
   const int keys = min(mask.keys - key0, BN);
-  const int warp_key = warp_of() / SPLIT * 16, part = warp_of() % SPLIT;
-  const int lane_key = warp_key + lane_of() / 4, lane_row = part * STEP_ROWS + lane_of() % 4 * 2;
+  const int warp_key = warp_of() / 2 * STEP_KEYS, part = warp_of() % 2, warp_row = part * STEP_ROWS, other_row = STEP_ROWS - warp_row;
+  const int lane_key = warp_key + lane_of() / 4, lane_row = warp_row + lane_of() % 4 * 2;
+  const int out_key = warp_of() / COLUMN_WARPS * OUT_KEYS, column_part = warp_of() % COLUMN_WARPS;
 
   // range: the rows that see one of the keys, for each head of the group
   const int first_row = max(visible_rows(mask, key0).first, 0), end_row = visible_rows(mask, key0 + keys - 1).end;
@@ -172,11 +194,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, FA_BLOCKS)
   if (row_steps > 0) fetch(head, row0, 0);
   commit();
 
-  float dk[1][KO][4], dv[1][VO][4];
+  float dk[OT][KO][4], dv[OT][VO][4];
   zero(dk);
   zero(dv);
   const Tiles<KPanel> k_left = Tiles<KPanel>::straight(k_panel, warp_key);
   const Tiles<VPanel> v_left = Tiles<VPanel>::straight(v_panel, warp_key);
+  const Tiles<SPanel> p_left = Tiles<SPanel>::straight(p_panel, out_key), ds_left = Tiles<SPanel>::straight(ds_panel, out_key);
 
 #pragma unroll 1
   while (row_steps > 0 && head <= last_head) {
@@ -195,50 +218,60 @@ extern "C" __global__ void __launch_bounds__(THREADS, FA_BLOCKS)
     const bool edge = rows < BM || key0 < all.first || key0 + BN > all.end;
 
     const unsigned lse = lse_at(stage) + static_cast<unsigned>(lane_row * 4);
-    const Tiles<GPanel> g_right = Tiles<GPanel>::straight(g_panel(stage), 0);
-    const Tiles<QPanel> q_right = Tiles<QPanel>::straight(q_panel(stage), 0);
-    float s[1][NT][4], dp[1][NT][4];
+    float s[MT][NT][4], dp[MT][NT][4];
     Weights weights;
-    products<KT>(s, k_left, Tiles<QPanel>::crossed(q_panel(stage), part * STEP_ROWS));
+    products<KT>(s, k_left, Tiles<QPanel>::crossed(q_panel(stage), warp_row));
     score_tile(s, weights, elements, row0 + lane_row, key0 + lane_key, edge);
     weigh(s, lse, elements.unit());
     if constexpr (DROPS) decide(weights, elements, row0 + lane_row, key0 + lane_key);
 
-    // P is the left operand of dv; for lanes of other warps it goes through shared memory
+    // P and dS of the warp's own rows are operands as they stand
+    const Tiles<GPanel> g_own = Tiles<GPanel>::straight(g_panel(stage), warp_row);
 #pragma unroll
     for (int n = 0; n < NT; n += 2) {
-      Operand weights_of[1];
-      float left[4], right[4];
+      Operand of_p[MT];
 #pragma unroll
-      for (int i = 0; i < 4; i++) left[i] = kept(weights, n, i, s[0][n][i]), right[i] = kept(weights, n + 1, i, s[0][n + 1][i]);
-      operand(weights_of[0], left, right);
-      if constexpr (SPLIT > 1) store_operand(p_panel, lane_key, part * NT + n, weights_of[0]);
-      if constexpr (SPLIT == 1) accumulate(dv, weights_of, g_right, n * 8, 0);
-    }
-    products<VT>(dp, v_left, Tiles<GPanel>::crossed(g_panel(stage), part * STEP_ROWS));
-    differentiate(dp, s, weights, lse + BM * 4, elements.keep_scale);
+      for (int m = 0; m < MT; m++) {
+        float left[4], right[4];
 #pragma unroll
-    for (int n = 0; n < NT; n += 2) {
-      Operand ds[1];
-      operand(ds[0], dp[0][n], dp[0][n + 1]);
-      if constexpr (SPLIT > 1 || FA_DQ != 0) store_operand(ds_panel, lane_key, part * NT + n, ds[0]);
-      if constexpr (SPLIT == 1) accumulate(dk, ds, q_right, n * 8, 0);
-    }
-    if constexpr (SPLIT > 1 || FA_DQ != 0) __syncthreads();
-    if constexpr (SPLIT > 1) {
-      const Tiles<SPanel> p_left = Tiles<SPanel>::straight(p_panel, warp_key), ds_left = Tiles<SPanel>::straight(ds_panel, warp_key);
-#pragma unroll
-      for (int row = 0; row < BM; row += 16) {
-        Operand weights_of[1], ds[1];
-        load_operand(weights_of[0], p_left, row / 8);
-        accumulate(dv, weights_of, g_right, row, part * VO);
-        load_operand(ds[0], ds_left, row / 8);
-        accumulate(dk, ds, q_right, row, part * KO);
+        for (int i = 0; i < 4; i++) left[i] = kept(weights, m, n, i, s[m][n][i]), right[i] = kept(weights, m, n + 1, i, s[m][n + 1][i]);
+        operand(of_p[m], left, right);
+        store_operand(p_panel, lane_key + m * 16, part * NT + n, of_p[m]);
       }
+      accumulate_own(dv, of_p, g_own, n * 8, column_part * VO);
+    }
+    products<VT>(dp, v_left, Tiles<GPanel>::crossed(g_panel(stage), warp_row));
+    differentiate(dp, s, weights, lse + BM * 4, elements.keep_scale);
+    const Tiles<QPanel> q_own = Tiles<QPanel>::straight(q_panel(stage), warp_row);
+#pragma unroll
+    for (int n = 0; n < NT; n += 2) {
+      Operand of_ds[MT];
+#pragma unroll
+      for (int m = 0; m < MT; m++) {
+        operand(of_ds[m], dp[m][n], dp[m][n + 1]);
+        store_operand(ds_panel, lane_key + m * 16, part * NT + n, of_ds[m]);
+      }
+      accumulate_own(dk, of_ds, q_own, n * 8, column_part * KO);
+    }
+    __syncthreads();
+
+    // the rows of others
+    const int row_of_others = OWN ? other_row : 0;
+    const Tiles<GPanel> g_right = Tiles<GPanel>::straight(g_panel(stage), row_of_others);
+    const Tiles<QPanel> q_right = Tiles<QPanel>::straight(q_panel(stage), row_of_others);
+#pragma unroll
+    for (int row = 0; row < (OWN ? STEP_ROWS : BM); row += 16) {
+      Operand of_p[OT], of_ds[OT];
+#pragma unroll
+      for (int m = 0; m < OT; m++) load_operand(of_p[m], p_left, m * 16, (row_of_others + row) / 8);
+      accumulate(dv, of_p, g_right, row, column_part * VO);
+#pragma unroll
+      for (int m = 0; m < OT; m++) load_operand(of_ds[m], ds_left, m * 16, (row_of_others + row) / 8);
+      accumulate(dk, of_ds, q_right, row, column_part * KO);
     }
 
     if constexpr (FA_DQ != 0) {
-      const Tiles<SPanel> ds_left = Tiles<SPanel>::crossed(ds_panel, 0);
+      const Tiles<SPanel> ds_rows = Tiles<SPanel>::crossed(ds_panel, 0);
       const Tiles<KPanel> k_right = Tiles<KPanel>::straight(k_panel, 0);
       float* const sums = sums_of_lane(tile_of_sums(p, a, sequence, row0, head));
       constexpr int OT = DQ_PASS / 8;
@@ -250,7 +283,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, FA_BLOCKS)
         for (int key = 0; key < BN; key += 16) {
           Operand ds[DQ_TILES];
 #pragma unroll
-          for (int m = 0; m < DQ_TILES; m++) load_transposed_operand(ds[m], ds_left, key, (dq_row() + m * 16) / 8);
+          for (int m = 0; m < DQ_TILES; m++) load_transposed_operand(ds[m], ds_rows, key, (dq_row() + m * 16) / 8);
           accumulate(dq, ds, k_right, key, (dq_column() + pass) / 8);
         }
 #pragma unroll
@@ -273,14 +306,17 @@ extern "C" __global__ void __launch_bounds__(THREADS, FA_BLOCKS)
   __syncthreads();
   const float k_factor = p.score.scale, v_factor = DROPS ? p.keep_scale : 1.f;
 #pragma unroll
-  for (int h = 0; h < 2; h++) {
+  for (int m = 0; m < OT; m++)
 #pragma unroll
-    for (int n = 0; n < KO; n++)
-      store_pair(k_panel, lane_key + h * 8, part * KO + n, dk[0][n][2 * h] * k_factor, dk[0][n][2 * h + 1] * k_factor);
+    for (int h = 0; h < 2; h++) {
+      const int key = out_key + m * 16 + h * 8 + lane_of() / 4;
 #pragma unroll
-    for (int n = 0; n < VO; n++)
-      store_pair(v_panel, lane_key + h * 8, part * VO + n, dv[0][n][2 * h] * v_factor, dv[0][n][2 * h + 1] * v_factor);
-  }
+      for (int n = 0; n < KO; n++)
+        store_pair(k_panel, key, column_part * KO + n, dk[m][n][2 * h] * k_factor, dk[m][n][2 * h + 1] * k_factor);
+#pragma unroll
+      for (int n = 0; n < VO; n++)
+        store_pair(v_panel, key, column_part * VO + n, dv[m][n][2 * h] * v_factor, dv[m][n][2 * h + 1] * v_factor);
+    }
   __syncthreads();
   drain<THREADS>(k_panel, keys, p.dim, copy_width(a.dk, p.dk), keys_from(p, sequence, a.dk, p.dk, key0, kv_head));
   drain<THREADS>(v_panel, keys, p.value_dim, copy_width(a.dv, p.dv), keys_from(p, sequence, a.dv, p.dv, key0, kv_head));

@@ -1,9 +1,7 @@
 // Rows from global to shared memory behind the arithmetic (cp.async), zeros where there is nothing to read.
 #pragma once
-#include "element.cuh"
+#include "width.cuh"
 namespace fa::cuda {
-constexpr int ELEMENT_BYTES = sizeof(Element), CHUNK = 16 / ELEMENT_BYTES;  // elements of 16 bytes
-
 FA_FN unsigned shared_address(const void* pointer) { return static_cast<unsigned>(__cvta_generic_to_shared(pointer)); }
 
 // `valid` of the 16 (8) bytes are read, the rest become 0.
@@ -42,13 +40,6 @@ template <int PENDING>
 FA_FN void wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
 }
-
-// The widest copy that an array's address and strides allow, in bytes: 16, 8, or 0 for one element at a time.
-FA_FN int copy_width(const void* pointer, Int64 row, Int64 head, Int64 batch) {
-  const unsigned long long bits = reinterpret_cast<unsigned long long>(pointer) | static_cast<unsigned long long>((row | head | batch) * ELEMENT_BYTES);
-  return (bits & 15u) == 0 ? 16 : (bits & 7u) == 0 ? 8 : 0;
-}
-FA_FN int copy_width(const void* pointer, Strides s) { return copy_width(pointer, s.row, s.head, s.batch); }
 
 FA_FN unsigned bits_of(float x) { return __float_as_uint(x); }
 template <class T>

@@ -87,13 +87,13 @@ FA_FN void accumulate(float (&sum)[MT][N][4], const Operand (&a)[MT], const Tile
     }
   }
 }
-// The same from a panel: its rows are those of the operand (16 of them, columns from 8 * tile on), or its columns are (transposed).
+// The same from a panel: its rows are those of the operand (16 from `row` on, columns from 8 * tile on), or its columns are (transposed).
 template <class P>
-FA_FN void load_operand(Operand& x, const Tiles<P>& straight, int tile) {
+FA_FN void load_operand(Operand& x, const Tiles<P>& straight, int row, int tile) {
   const int g = lane_of() / 4, t = lane_of() % 4;
 #pragma unroll
   for (int i = 0; i < 4; i++) {
-    const float2 pair = load_floats(straight.at(i % 2 * 8, g, (tile + i / 2) * 2 + t / 2) + static_cast<unsigned>(t % 2 * 8));
+    const float2 pair = load_floats(straight.at(row + i % 2 * 8, g, (tile + i / 2) * 2 + t / 2) + static_cast<unsigned>(t % 2 * 8));
     x.a[i / 2 * 4 + i % 2 * 2] = pair.x, x.a[i / 2 * 4 + i % 2 * 2 + 1] = pair.y;
   }
 }

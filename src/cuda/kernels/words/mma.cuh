@@ -46,31 +46,23 @@ FA_FN void load_transposed(unsigned (&r)[4], unsigned address) {
                : "memory");
 }
 
-// One lane's part in the loads of 16 x 16 tiles. Tiles lie a multiple of 8 rows apart, so the permutation hangs on the lane alone and
-// the rest of an address is a constant.
+// One lane's part in the loads of 16 x 16 tiles. Tiles lie a multiple of 8 rows apart, so the permutation hangs on the lane alone; and as
+// rows are aligned to their size, an exclusive or with the address itself brings a chunk to its place.
 template <class P>
 struct Tiles {
-  unsigned start, twist;
-  int half;  // this lane's chunk of the tile's two
+  unsigned start;  // of this lane's chunk of the tile's two
 
   // By load_matrices the left operand, its rows being the panel's; by load_transposed the right one, its k being the panel's rows.
-  static FA_MEMBER Tiles straight(P panel, int row) { return make(panel, row + (lane_of() & 15), lane_of() >> 4); }
+  static FA_MEMBER Tiles straight(P panel, int row) { return Tiles{panel.address(row + (lane_of() & 15), lane_of() >> 4)}; }
   // By load_matrices the right operand, its columns being the panel's rows; by load_transposed the left one, its k being the panel's rows.
   static FA_MEMBER Tiles crossed(P panel, int row) {
-    return make(panel, row + (lane_of() & 7) + ((lane_of() >> 4) << 3), (lane_of() >> 3) & 1);
+    return Tiles{panel.address(row + (lane_of() & 7) + ((lane_of() >> 4) << 3), (lane_of() >> 3) & 1)};
   }
   // of the tile `rows` below and `chunk` (even) chunks to the right
   FA_MEMBER unsigned at(int rows, int chunk) const {
-    return start + static_cast<unsigned>((chunk / P::CHUNKS * P::COUNT + rows) * P::ROW_BYTES) +
-           ((static_cast<unsigned>(chunk % P::CHUNKS + half) ^ twist) << 4);
-  }
-
- private:
-  static FA_MEMBER Tiles make(P panel, int row, int half) {
-    return Tiles{panel.base + static_cast<unsigned>(row * P::ROW_BYTES), P::twist(row), half};
+    return (start ^ static_cast<unsigned>(chunk % P::CHUNKS << 4)) + static_cast<unsigned>((chunk / P::CHUNKS * P::COUNT + rows) * P::ROW_BYTES);
   }
 };
-
 
 struct Operand {
   unsigned a[4];
@@ -120,10 +112,10 @@ FA_FN void accumulate(float (&sum)[MT][N][4], const Operand (&a)[MT], const Tile
     }
   }
 }
-// The same from a panel: its rows are those of the operand (16 of them, columns from 8 * tile on), or its columns are (transposed).
+// The same from a panel: its rows are those of the operand (16 from `row` on, columns from 8 * tile on), or its columns are (transposed).
 template <class P>
-FA_FN void load_operand(Operand& x, const Tiles<P>& straight, int tile) {
-  load_matrices(x.a, straight.at(0, tile));
+FA_FN void load_operand(Operand& x, const Tiles<P>& straight, int row, int tile) {
+  load_matrices(x.a, straight.at(row, tile));
 }
 template <class P>
 FA_FN void load_transposed_operand(Operand& x, const Tiles<P>& crossed, int row, int tile) {
