@@ -1,6 +1,7 @@
 // Attention backward since Ampere, every feature: dk, dv, and dq by addition. 16-bit inputs on tensor cores (mma.sync), float32 by
 // multiply-adds.
-// Tile     FA_BN keys of one key/value head x FA_BM rows a step. Two warps share STEP_KEYS keys, each has half of the rows while it computes
+// Tile     FA_BN keys of one key/value head x FA_BM rows a step. Two warps share STEP_KEYS keys, each has half of the rows while it
+// computes
 //          P and dS; of dk and dv a warp owns OUT_KEYS keys x 1 / COLUMN_WARPS of the columns.
 // Who      one block for a tile of keys; it walks all rows of all heads of the group that see one of them, so dk and dv have one order
 //          of additions. dq is added to float32 in memory by red instructions, in any order (FA_DQ 1), or left to backward_dq (0).
@@ -12,22 +13,22 @@
 namespace fa::cuda {
 namespace {
 constexpr int BN = FA_BN, VALUE_DIM = FA_VALUE_DIM, STAGES = FA_STAGES;
-constexpr int STEP_ROWS = BM / 2, STEP_KEYS = BN * 2 / WARPS;                                // of a step, that a warp scores
-constexpr int MT = STEP_KEYS / 16, NT = STEP_ROWS / 8, KT = DIM / 16, VT = VALUE_DIM / 16;   // tiles of P, and steps of its products
-constexpr int COLUMNS_OF_32 = 16 * WARPS * 32 / BN;                                          // 16 for each of the warps that share 32 keys
+constexpr int STEP_ROWS = BM / 2, STEP_KEYS = BN * 2 / WARPS;                               // of a step, that a warp scores
+constexpr int MT = STEP_KEYS / 16, NT = STEP_ROWS / 8, KT = DIM / 16, VT = VALUE_DIM / 16;  // tiles of P, and steps of its products
+constexpr int COLUMNS_OF_32 = 16 * WARPS * 32 / BN;                                         // 16 for each of the warps that share 32 keys
 constexpr int OUT_KEYS = DIM % COLUMNS_OF_32 == 0 && VALUE_DIM % COLUMNS_OF_32 == 0 ? 32 : 16;
 constexpr int COLUMN_WARPS = WARPS * OUT_KEYS / BN;
 constexpr int OT = OUT_KEYS / 16, KO = DIM / COLUMN_WARPS / 8, VO = VALUE_DIM / COLUMN_WARPS / 8;  // tiles of a warp's dk and dv
 constexpr bool OWN = OUT_KEYS == STEP_KEYS && COLUMN_WARPS == 2;  // a warp computes half of the P and dS that its dv and dk take
-constexpr int DQ_PASS = DQ_COLUMNS * DQ_ROWS > 2048 ? 64 : DQ_COLUMNS;  // columns of dq at a time
+constexpr int DQ_PASS = DQ_COLUMNS * DQ_ROWS > 1024 && DQ_COLUMNS % 32 == 0 ? 32 : DQ_COLUMNS;  // columns of dq at a time
 static_assert(FA_SPLIT == 2 && STEP_KEYS % 16 == 0 && STEP_ROWS % 16 == 0 && NT <= 8);
 static_assert(KO % 2 == 0 && VO % 2 == 0 && DQ_COLUMNS % DQ_PASS == 0);
 
 using KPanel = Panel<BN, DIM>;
 using VPanel = Panel<BN, VALUE_DIM>;
 using QPanel = Panel<BM, DIM>;
-using GPanel = Panel<BM, VALUE_DIM>;  // dout
-using SPanel = Panel<BN, BM>;         // dS and P, keys x rows
+using GPanel = Panel<BM, VALUE_DIM>;                                                // dout
+using SPanel = Panel<BN, BM>;                                                       // dS and P, keys x rows
 constexpr bool EXACT = FA_DTYPE == 3;                                               // what float32 loses of an lse counts
 constexpr int STAGE_BYTES = QPanel::BYTES + GPanel::BYTES + BM * (EXACT ? 12 : 8);  // and lse, delta, the loss
 constexpr int S_AT = KPanel::BYTES + VPanel::BYTES, P_AT = S_AT + SPanel::BYTES, RING_AT = P_AT + SPanel::BYTES;
@@ -205,7 +206,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, FA_BLOCKS)
   while (row_steps > 0 && head <= last_head) {
     wait<0>();
     if (threadIdx.x < BM) refer(lse_at(stage) + threadIdx.x * 4);  // this thread copied it
-    __syncthreads();  // this step's rows are there, and everybody has left the step before
+    __syncthreads();                                               // this step's rows are there, and everybody has left the step before
     const bool same_head = row0 + BM < (first_step + row_steps) * BM;
     const int next_head = same_head ? head : head + 1, next_row = same_head ? row0 + BM : first_step * BM;
     if constexpr (STAGES == 2) {

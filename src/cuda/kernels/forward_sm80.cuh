@@ -119,7 +119,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, FA_BLOCKS)
     fill<THREADS>(q_panel, Interval<int>{0, rows}, p.dim, copy_width(a.q, p.q), rows_from(sequence, a.q, p.q, row0, head));
     fill_keys(end_block - 1, 0);
     commit();
-    if constexpr (STAGES == 2) fill_values(end_block - 1, 0);
+    fill_values(end_block - 1, 0);
   }
   commit();
 
@@ -133,13 +133,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, FA_BLOCKS)
 #pragma unroll 1
   for (int block = end_block - 1; block >= first_block; block--) {
     const bool begins = block == end_block - 1;
-    if (STAGES == 2 && begins)
+    if (begins)
       wait<1>();  // the first V may come during the first products
     else
       wait<0>();
     __syncthreads();  // what is needed is there, and everybody has left the block before, whose memory is free
     if constexpr (STAGES == 1) {
-      fill_values(block, 0);
+      if (!begins) fill_values(block, 0);
     } else if (block > first_block) {
       fill_keys(block - 1, stage ^ 1);
       fill_values(block - 1, stage ^ 1);
