@@ -21,17 +21,18 @@ constexpr int round_up(int n, int step) { return (n + step - 1) / step * step; }
 struct Tile {
   int max_dim, bm, bn, warps, split, stages, blocks, max_keys = 0;
 };
-// K and V in stages beside Q; out leaves through Q's memory.
+// K and V in stages beside Q, through whose memory out leaves; P, and two floats a row, where warps share rows.
 constexpr int forward_bytes(const Tile& t, int dim, int value_dim, int element) {
-  return element * (t.bm * std::max(dim, value_dim) + t.stages * t.bn * (dim + value_dim));
+  const int shared_rows = t.split == 2 ? t.bm * (element * t.bn + 8) : 0;
+  return element * (t.bm * std::max(dim, value_dim) + t.stages * t.bn * (dim + value_dim)) + shared_rows;
 }
 // Measured on an H100 (docs/performance.md). Two tiles of 16 rows a warp share each load of K and V, which bounds the kernel; out and S
 // then fill the registers. Beyond 128 there is room for one such tile, and one block; beyond 256 two warps share the columns.
 constexpr Tile FORWARD[] = {
     {64, 128, 128, 4, 1, 2, 2},  // bn 64: -10 %
     {128, 128, 64, 4, 1, 2, 2},  // 8 warps, bn 128: -18 %; bn 32: -7 %
-    {256, 64, 64, 4, 1, 1, 2},   // two blocks hide each other's ends
-    {512, 64, 32, 8, 2, 2, 1},  {512, 64, 16, 8, 2, 2, 1}, {512, 32, 16, 4, 2, 2, 1},
+    {256, 64, 64, 4, 2, 1, 2},   // two blocks hide each other's ends
+    {256, 64, 64, 4, 1, 1, 2},  {512, 64, 32, 8, 2, 2, 1}, {512, 64, 32, 8, 2, 1, 1}, {512, 32, 32, 4, 2, 1, 1},
 };
 // float32 by multiply-adds: rows of 16 a warp are loaded for twice as many products.
 constexpr Tile FORWARD_F32[] = {

@@ -69,6 +69,8 @@ struct Fiber {
   int with;  // threads that wait together, neighbours from a multiple of their number on
   int side;  // of `brings`: lanes may bring the next thing while others still look at the last one
   long long brings[2][4];
+  int vote;  // of `votes`, as side
+  bool votes[2];
   std::vector<Copy> copies;
   int groups;
 };
@@ -119,7 +121,7 @@ inline void run_block() {
   std::memset(shared, 0xff, sizeof shared);
   for (int t = 0; t < threads; t++) {
     Fiber& f = fibers[t];
-    f.done = false, f.waits = nothing, f.side = 0, f.groups = 0;
+    f.done = false, f.waits = nothing, f.side = 0, f.vote = 0, f.groups = 0;
     f.copies.clear();
     getcontext(&f.context);
     f.context.uc_stack.ss_sp = stacks + STACK * static_cast<size_t>(t);
@@ -162,6 +164,16 @@ inline int lane() { return current % WARP; }
 template <int THREADS>
 void sync_some(int) {
   wait_for(some, THREADS);
+}
+template <int THREADS>
+bool any_of_some(int, bool yes) {
+  Fiber& f = fibers[current];
+  f.vote ^= 1;
+  f.votes[f.vote] = yes;
+  wait_for(some, THREADS);
+  bool any = false;
+  for (int t = current / THREADS * THREADS, end = t + THREADS; t < end; t++) any |= fibers[t].votes[f.vote];
+  return any;
 }
 
 // ---- memory ----
