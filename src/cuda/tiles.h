@@ -1,5 +1,5 @@
-// Tile sizes of the CUDA kernels: rows of tables, the first that fits a head dim and the device's shared memory wins. Each says what was
-// measured and why the next bigger tile fails.
+// Tile sizes of the CUDA kernels: rows of tables, the first whose blocks fit a head dim and the device's shared memory wins. Each says what
+// was measured and why the next bigger tile fails.
 #pragma once
 #include <algorithm>
 #include <cstdint>
@@ -16,8 +16,8 @@ constexpr int PANEL = 32;          // head dims are padded to it: the narrowest 
 constexpr int divide_up(int64_t n, int by) { return static_cast<int>((n + by - 1) / by); }
 constexpr int round_up(int n, int step) { return (n + step - 1) / step * step; }
 
-// bm x bn: rows x keys; a warp has bm * split / warps rows (backward: 16 keys) and 1 / split of the columns; blocks: of a multiprocessor.
-// Only for calls of at most max_keys keys, where not 0.
+// bm x bn: rows x keys; `split` warps share their rows (backward: keys); blocks: that a multiprocessor holds together. Only for calls of at
+// most max_keys keys, where not 0.
 struct Tile {
   int max_dim, bm, bn, warps, split, stages, blocks, max_keys = 0;
 };
@@ -26,32 +26,33 @@ constexpr int forward_bytes(const Tile& t, int dim, int value_dim, int element) 
   const int shared_rows = t.split == 2 ? t.bm * (element * t.bn + 8) : 0;
   return element * (t.bm * std::max(dim, value_dim) + t.stages * t.bn * (dim + value_dim)) + shared_rows;
 }
-// Measured on an H100 (docs/performance.md). Two tiles of 16 rows a warp share each load of K and V, which bounds the kernel; out and S
-// then fill the registers. Beyond 128 there is room for one such tile, and one block; beyond 256 two warps share the columns.
+// Measured on an H100 and an H200 (docs/performance.md). Two tiles of 16 rows a warp share each load of K and V, which bounds the kernel;
+// out and S then fill the registers. Beyond 128 two warps share rows and columns. Rows of one head dim are for 227, 163 and 99 KB.
 constexpr Tile FORWARD[] = {
-    {64, 128, 128, 4, 1, 2, 2},  // bn 64: -10 %
-    {128, 128, 64, 4, 1, 2, 2},  // 8 warps, bn 128: -18 %; bn 32: -7 %
-    {256, 64, 64, 4, 2, 1, 2},   // two blocks hide each other's ends
-    {256, 64, 64, 4, 1, 1, 2},  {512, 64, 32, 8, 2, 2, 1}, {512, 64, 32, 8, 2, 1, 1}, {512, 32, 32, 4, 2, 1, 1},
+    {64, 128, 128, 4, 1, 2, 2},                                                         // bn 64: -10 %
+    {64, 128, 64, 4, 1, 2, 2},  {128, 128, 64, 4, 1, 2, 2},                             // 8 warps, bn 128: -18 %; bn 32: -7 %
+    {128, 128, 64, 4, 1, 1, 2}, {128, 128, 32, 4, 1, 1, 2}, {256, 64, 64, 4, 2, 1, 2},  // two blocks hide each other's ends; one of 128
+                                                                                        // rows: -6 to -12 %
+    {256, 128, 64, 8, 2, 1, 1}, {256, 64, 64, 4, 1, 1, 1},  {512, 64, 32, 8, 2, 2, 1}, {512, 64, 32, 8, 2, 1, 1}, {512, 32, 32, 4, 2, 1, 1},
 };
 // float32 by multiply-adds: rows of 16 a warp are loaded for twice as many products.
 constexpr Tile FORWARD_F32[] = {
-    {64, 128, 64, 4, 1, 2, 2}, {128, 128, 32, 4, 1, 2, 1}, {128, 64, 32, 4, 1, 2, 2}, {256, 64, 16, 4, 1, 2, 1}};
+    {64, 128, 64, 4, 1, 2, 2}, {128, 128, 32, 4, 1, 2, 1}, {128, 64, 32, 4, 1, 2, 1}, {256, 64, 16, 4, 1, 2, 1}};
 // K and V, dS and P, and the ring of Q, dO, lse, delta (and what float32 loses of an lse).
 constexpr int backward_bytes(const Tile& t, int dim, int value_dim, int element) {
   const int row = element * (dim + value_dim) + (element == 4 ? 12 : 8);
   return element * t.bn * (dim + value_dim + 2 * t.bm) + t.stages * t.bm * row;
 }
-// Small blocks fill a GPU better where there are few keys: +10 % and more at 512, -6 % at 8192.
+// Small blocks fill a GPU better where there are few keys: causal +10 % at 512, -4 % at 8192.
 constexpr Tile BACKWARD[] = {
     {64, 64, 64, 4, 2, 2, 3, 1024}, {64, 128, 128, 8, 2, 2, 1}, {64, 64, 128, 8, 2, 2, 1},
-    {128, 64, 64, 4, 2, 2, 2, 512}, {128, 64, 128, 8, 2, 2, 1}, {128, 64, 64, 4, 2, 1, 2},
+    {128, 64, 64, 4, 2, 2, 2, 512}, {128, 64, 128, 8, 2, 2, 1}, {128, 64, 64, 8, 2, 2, 1},
     {256, 64, 64, 8, 2, 2, 1},      {256, 64, 64, 8, 2, 1, 1},  {256, 32, 32, 4, 2, 1, 1},
 };
 constexpr Tile BACKWARD_F32[] = {
     {64, 32, 64, 4, 2, 2, 2},
     {128, 32, 64, 4, 2, 2, 1},
-    {128, 32, 64, 4, 2, 1, 1},
+    {128, 32, 64, 4, 2, 1, 1},  // beyond 128 registers spill
 };
 // dq by rows: Q and dO, and a ring of two stages of K and V. A warp has 16 rows.
 constexpr int backward_rows_bytes(const Tile& t, int dim, int value_dim, int element) {
@@ -64,13 +65,15 @@ constexpr int row_sums_bytes(const Tile& t, int dim, int, int element) { return 
 constexpr int64_t tiles_of_sums(const Tile& t, bool packed, int batch, int64_t max_rows, int64_t total_rows) {
   return packed ? total_rows / t.bm + batch : batch * int64_t{divide_up(max_rows, t.bm)};
 }
-// null where none fits
+// Null where none fits. A multiprocessor has BLOCK_RESERVES more than a block may have, and takes as much for each of its blocks.
+constexpr int BLOCK_RESERVES = 1024;
 template <int N>
 constexpr const Tile* choose(const Tile (&tiles)[N], int (*bytes)(const Tile&, int, int, int), int dim, int value_dim, int element,
                              int64_t keys, int shared_bytes) {
   for (const Tile& t : tiles) {
     if (t.max_keys != 0 && keys > t.max_keys) continue;
-    if (std::max(dim, value_dim) <= t.max_dim && bytes(t, dim, value_dim, element) <= shared_bytes) return &t;
+    const int taken = t.blocks * (bytes(t, dim, value_dim, element) + BLOCK_RESERVES);
+    if (std::max(dim, value_dim) <= t.max_dim && taken <= shared_bytes + BLOCK_RESERVES) return &t;
   }
   return nullptr;
 }
@@ -102,7 +105,7 @@ constexpr DecodeTile decode_tile(int dim, int value_dim, int shared_bytes) {
   DecodeTile t{split, round_up(dim, PANEL), round_up(value_dim, split == 4 ? 2 * PANEL : PANEL), DECODE_STAGES_MAX};
   for (int blocks = DECODE_BLOCKS; blocks > 0; blocks--)
     for (t.stages = DECODE_STAGES_MAX; t.stages >= 2; t.stages--)
-      if (blocks * (t.bytes() + 1024) <= shared_bytes + 1024) return t;
+      if (blocks * (t.bytes() + BLOCK_RESERVES) <= shared_bytes + BLOCK_RESERVES) return t;
   t.stages = 2;
   return t;
 }

@@ -10,10 +10,10 @@ struct Tiles {
   unsigned start;
   static FA_MEMBER Tiles straight(P panel, int row) { return Tiles{panel.base + static_cast<unsigned>(row * P::ROW_BYTES)}; }
   static FA_MEMBER Tiles crossed(P panel, int row) { return straight(panel, row); }
-  // chunk `chunk` of row `rows` (a multiple of 8) + `row` (below 8)
-  FA_MEMBER unsigned at(int rows, int row, int chunk) const {
-    return start + static_cast<unsigned>((chunk / P::CHUNKS * P::COUNT + rows + row) * P::ROW_BYTES) +
-           (static_cast<unsigned>(chunk % P::CHUNKS ^ row) << 4);
+  // chunk `chunk` of row `rows` (a multiple of 8) + `row` (below 8). within: bytes from there on, below 32 where the chunk is even.
+  FA_MEMBER unsigned at(int rows, int row, int chunk, int within = 0) const {
+    return ((start + static_cast<unsigned>(within)) ^ static_cast<unsigned>((chunk % P::CHUNKS ^ row) << 4)) +
+           static_cast<unsigned>((chunk / P::CHUNKS * P::COUNT + rows + row) * P::ROW_BYTES);
   }
 };
 FA_FN void load_four(float (&x)[4], unsigned from) {
@@ -75,8 +75,7 @@ FA_FN void accumulate(float (&sum)[MT][N][4], const Operand (&a)[MT], const Tile
       for (int h = 0; h < 2; h++) weight[m][h] = __shfl_sync(0xffffffffu, a[m].a[k / 8 * 4 + 2 * h + k % 2], home + k % 8 / 2);
 #pragma unroll
     for (int n = 0; n < N; n++) {
-      // column 8 (tile + n) + 2 t: the chunk's lowest bit is that of t / 2, which the row's permutation may flip
-      const float2 b = load_floats(right.at(row + k / 8 * 8, k % 8, (tile + n) * 2 + t / 2) + static_cast<unsigned>(t % 2 * 8));
+      const float2 b = load_floats(right.at(row + k / 8 * 8, k % 8, (tile + n) * 2, t * 8));  // column 8 (tile + n) + 2 t
 #pragma unroll
       for (int m = 0; m < MT; m++)
 #pragma unroll
@@ -93,7 +92,7 @@ FA_FN void load_operand(Operand& x, const Tiles<P>& straight, int row, int tile)
   const int g = lane_of() / 4, t = lane_of() % 4;
 #pragma unroll
   for (int i = 0; i < 4; i++) {
-    const float2 pair = load_floats(straight.at(row + i % 2 * 8, g, (tile + i / 2) * 2 + t / 2) + static_cast<unsigned>(t % 2 * 8));
+    const float2 pair = load_floats(straight.at(row + i % 2 * 8, g, (tile + i / 2) * 2, t * 8));
     x.a[i / 2 * 4 + i % 2 * 2] = pair.x, x.a[i / 2 * 4 + i % 2 * 2 + 1] = pair.y;
   }
 }
@@ -102,7 +101,7 @@ FA_FN void load_transposed_operand(Operand& x, const Tiles<P>& crossed, int row,
   const int g = lane_of() / 4, t = lane_of() % 4;
 #pragma unroll
   for (int i = 0; i < 8; i++)
-    x.a[i] = load_float(crossed.at(row + i / 4 * 8, 2 * t + i % 2, (tile + i / 2 % 2) * 2 + g / 4) + static_cast<unsigned>(g % 4 * 4));
+    x.a[i] = load_float(crossed.at(row + i / 4 * 8, 2 * t + i % 2, (tile + i / 2 % 2) * 2, g * 4));
 }
 // Registers of a result into a panel: a pair of neighbours, and the two tiles of an operand. row: this lane's
 template <class P>
