@@ -34,6 +34,8 @@ BACKWARD = [
     Case(lengths=((5, 9), (0, 3), (37, 40)), tail=3, window=(9, 4)),
     Case(bias="bhqk", trend=0.5, rows=37, keys=109),
     Case(dtype="float64", bias="bhqk", dropout=0.3, sink=True, dim=24, rows=9, keys=20),
+    Case(dtype="float16", dim=160, value_dim=192, batch=1, heads=1, rows=70, keys=70, causal=True, dropout=0.17),  # 16 keys a warp
+    Case(dtype="bfloat16", dim=256, batch=1, heads=1, rows=70, keys=70, causal=True),  # a warp's own P is not its dv's
 ]
 CACHE = [
     CacheCase(dtype="bfloat16", dim=128, heads=8, num_splits=3, capacity=300, cached=(280, 3), rows=3, causal=True, new=3),
