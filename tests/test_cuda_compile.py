@@ -18,9 +18,9 @@ SPILLS = {
     # scores of 128 keys and out fill the registers; what features add lies outside of the products
     "forward_sm80.cuh": (64, 832),
     # dk, dv and P fill them; addresses and masks of edge tiles go to memory
-    "backward_sm80.cuh": (104, 704),
+    "backward_sm80.cuh": (104, 768),
     # Q, dO and dq of head dim 256
-    "backward_rows_sm80.cuh": (0, 24),
+    "backward_rows_sm80.cuh": (0, 48),
 }
 
 compiler = _core.cuda_state()["compiler"]
@@ -39,10 +39,12 @@ def _compile(text: Text):
 
 
 @pytest.fixture(scope="module")
-def pool():
-    """Processes, because NVRTC compiles one text at a time."""
-    with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn")) as made:
-        yield made
+def pool(tmp_path_factory):
+    """Processes, because NVRTC compiles one text at a time. What comes from NVRTC's own cache (12.9 and newer) has no report: theirs is new."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CUDA_CACHE_PATH", str(tmp_path_factory.mktemp("nvrtc")))
+        with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn")) as made:
+            yield made
 
 
 def check(pool, arch: int, calls=None) -> None:

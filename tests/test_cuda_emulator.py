@@ -34,6 +34,7 @@ BACKWARD = [
     Case(lengths=((5, 9), (0, 3), (37, 40)), tail=3, window=(9, 4)),
     Case(bias="bhqk", trend=0.5, rows=37, keys=109),
     Case(dtype="float64", bias="bhqk", dropout=0.3, sink=True, dim=24, rows=9, keys=20),
+    Case(batch=1, heads=1, dim=18, scale=1.0, dropout=0.5, lengths=((2, 1), (93, 2)), spread=3.0),  # lse far below that of a zero
     Case(dtype="float16", dim=160, value_dim=192, batch=1, heads=1, rows=70, keys=70, causal=True, dropout=0.17),  # 16 keys a warp
     Case(dtype="bfloat16", dim=256, batch=1, heads=1, rows=70, keys=70, causal=True),  # a warp's own P is not its dv's
 ]

@@ -34,7 +34,7 @@ FA_FN Interval<I> visible_keys(Mask m, I row) {
   const I end = select(I(m.chunk) > I(0), min(high, chunk + I(m.chunk)), high);
   return Interval<I>{first, end};
 }
-// rows [first, end) that see `key`: the same relation read the other way, for dK and dV
+// rows [first, end) that see `key`: the same relation read the other way, for dK and dV; keys of a tile beyond the last are seen by none
 template <class I>
 FA_FN Interval<I> visible_rows(Mask m, I key) {
   const I diagonal = key - I(m.shift);
@@ -43,7 +43,7 @@ FA_FN Interval<I> visible_rows(Mask m, I key) {
   const I high = min(I(m.rows), diagonal + I(m.left + 1));
   const I first = select(I(m.chunk) > I(0), max(low, chunk), low);
   const I end = select(I(m.chunk) > I(0), min(high, chunk + I(m.chunk)), high);
-  return Interval<I>{first, end};
+  return Interval<I>{first, select(key < I(m.keys), end, I(0))};
 }
 // rows [row0, row1] together: keys any of them sees, and keys all of them see (tiles inside need no mask)
 FA_FN Interval<int> any_visible(Mask m, int row0, int row1) {

@@ -25,7 +25,7 @@ using QPanel = Panel<BM, DIM>;
 using KPanel = Panel<BN, DIM>;
 using VPanel = Panel<BN, VALUE_DIM>;
 using OutPanel = Panel<BM, VALUE_DIM>;
-using PPanel = Panel<BM, BN>;
+using PPanel = Panel<BM, SPLIT == 2 ? BN : 32>;
 constexpr int Q_BYTES = BM * (DIM > VALUE_DIM ? DIM : VALUE_DIM) * ELEMENT_BYTES, STAGE_BYTES = KPanel::BYTES + VPanel::BYTES;
 constexpr int P_AT = Q_BYTES + STAGES * STAGE_BYTES, NOTES_AT = P_AT + BM * BN * ELEMENT_BYTES;  // of warps that share rows
 
