@@ -24,6 +24,8 @@ struct Avx512Bf16 : Avx512 {
                                          0x150005, 0x140004, 0x130003, 0x120002, 0x110001, 0x100000);
     _mm512_store_si512(p, _mm512_permutexvar_epi16(zip, both));
   }
+  // W values, neighbours in a lane: W / 2 lanes.
+  static FA_INLINE void store_along(Lane* p, F v) { _mm256_store_si256(reinterpret_cast<__m256i*>(p), (__m256i)_mm512_cvtneps_pbh(v.x)); }
   static FA_INLINE void scale_p(Lane* p, F factor) {
     const U pair = load(p);
     store_p(p, as_float(pair << 16) * factor, as_float(pair & U(0xffff0000u)) * factor);
