@@ -151,7 +151,7 @@ KERNELS = [
     ("kernels/gradient.h", "if («i0 < t.clear_from || i0 + MR > t.clear_to») hide<S, MR>", "false"),
     ("kernels/gradient.h", "const bool in = «r < n && !(lses[at] <= -1e30f)»;", "r < n"),
     ("kernels/gradient.h", "panel.minus_delta[l + a] = «in ? -deltas[at] : 0.0f»;", "0.0f"),
-    ("kernels/gradient.h", "return «key >= seen.first && key < seen.end» ? rows.at(key)", "key < seen.end"),
+    ("kernels/gradient.h", "const bool in = «key >= seen.first && key < seen.end»;", "key < seen.end"),
     ("kernels/gradient.h", "p = «p * kept»;", "p"),
     ("kernels/gradient.h", "if constexpr (SLOPES) ds = «ds * S::load(slopes + at)»;", "ds"),
     (

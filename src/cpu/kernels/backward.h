@@ -189,9 +189,8 @@ static void backward_task(const Job& job, const Task& task, const BackwardScratc
     Interval<int> rows{0, 0};
     if (keys > 0) {
       const int padded = round_up(keys, S::MR);
-      pack_elements<S, T>(k, p.dim, first, padded, seen, w.k, w.k_pitch);
-      pack_elements<S, T>(v, p.value_dim, first, padded, seen, w.v, w.v_pitch);
-      if constexpr (S::STEP > 1) pack_keys<S, T>(k, p.dim, first, padded, seen, w.k_keys, w.dk_pitch);
+      pack_keys<S, T>(k, p.dim, first, padded, seen, w.k, w.k_pitch, S::STEP == 1 ? nullptr : w.k_keys, w.dk_pitch);
+      pack_keys<S, T>(v, p.value_dim, first, padded, seen, w.v, w.v_pitch, nullptr, 0);
       __builtin_memset(w.dk, 0, sizeof(float) * static_cast<size_t>(padded * w.dk_pitch));
       __builtin_memset(w.dv, 0, sizeof(float) * static_cast<size_t>(padded * w.dv_pitch));
       rows = {visible_rows(s.mask, first).first * p.group, visible_rows(s.mask, end - 1).end * p.group};

@@ -51,8 +51,8 @@ static void add_gradients(const Job& job, const Sequence& s, int head, int row, 
   for (int key = first; key < min(end, any.end); key += BACKWARD_KEYS) {
     const int keys = min(BACKWARD_KEYS, min(end, any.end) - key);
     if (key + keys <= any.first) continue;
-    pack_elements<S, T>(k, p.dim, key, round_up(keys, S::MR), seen, w.k, w.k_pitch);
-    pack_elements<S, T>(v, p.value_dim, key, round_up(keys, S::MR), seen, w.v, w.v_pitch);
+    pack_keys<S, T>(k, p.dim, key, round_up(keys, S::MR), seen, w.k, w.k_pitch, nullptr, 0);
+    pack_keys<S, T>(v, p.value_dim, key, round_up(keys, S::MR), seen, w.v, w.v_pitch, nullptr, 0);
     for (int i = 0; i * LANES < n; i++) {
       int from, to;
       if (!gradient_of_panel<S>(job, s, w.rows, i, w.k, w.k_pitch, w.v, w.v_pitch, key, keys, w.gradients, false, from, to)) continue;

@@ -207,18 +207,20 @@ static void load_lanes_of(const T* const (&row)[S::W], int n, int dim, typename 
     V x[W];
     UNROLL
     for (int a = 0; a < W; a++) x[a] = row[a] != nullptr ? row_lanes<S>(row[a], t, n) : V(0.0f);
+    if (columns != nullptr) {
+      typename S::Lane* to = columns + (static_cast<long>(t / LANES) * block_rows + lane) / STEP * LANES + t % LANES;
+      UNROLL
+      for (int a = 0; a < W; a += STEP) {
+        UNROLL
+        for (int part = 0; part < STEP; part++) {
+          S::store_lanes(to + a / STEP * LANES + part * W, S::across(x[a], x[a + STEP - 1], part));
+        }
+      }
+    }
     S::transpose(x);
     typename S::Lane* to = transposed + (static_cast<long>(lane / LANES) * dim + t) / STEP * LANES + lane % LANES;
     UNROLL
     for (int a = 0; a < W; a++) S::store_lanes(to + a * LANES, x[a]);
-  }
-  for (int t = 0; columns != nullptr && t < dim; t += W) {
-    typename S::Lane* to = columns + (static_cast<long>(t / LANES) * block_rows + lane) / STEP * LANES + t % LANES;
-    UNROLL
-    for (int a = 0; a < W; a += STEP) {
-      const T *x = row[a], *y = row[a + STEP - 1];
-      S::store_p(to + a / STEP * LANES, x != nullptr ? widen_lanes<S>(x, t, n) : V(0.0f), y != nullptr ? widen_lanes<S>(y, t, n) : V(0.0f));
-    }
   }
 }
 // Rows [row, row + n) of the heads [head0, head0 + group). Rows past n, and rows that saw nothing, are zeros with P = 0.
@@ -287,29 +289,30 @@ FA_FN bool gradient_of_panel(const Job& job, const Sequence& s, const RowBlock<S
   return true;
 }
 
-// Rows [first, first + n) of K or V; zeros outside `seen`, which no query of the sequence sees: STEP elements a lane, or of STEP keys
-// one element each.
-template <class T>
-FA_FN const T* seen_row(const KeyRows<T>& rows, int key, Interval<int> seen) {
-  return key >= seen.first && key < seen.end ? rows.at(key) : nullptr;
-}
+// Keys [first, first + n) of K or V as rows of STEP elements a lane and, where wanted, across: one element of STEP keys a lane. Zeros
+// outside `seen`, which no query of the sequence sees.
 template <class S, class T>
-static void pack_elements(const KeyRows<T>& rows, int dim, int first, int n, Interval<int> seen, typename S::Lane* to, long pitch) {
-  for (int i = 0; i < n; i++) {
-    const T* row = seen_row(rows, first + i, seen);
-    for (int t = 0; t * S::STEP < dim; t += S::W) {
-      S::store_lanes(to + i * pitch + t, row != nullptr ? row_lanes<S>(row, t * S::STEP, dim) : typename S::F(0.0f));
+static void pack_keys(const KeyRows<T>& rows, int dim, int first, int n, Interval<int> seen, typename S::Lane* to, long pitch,
+                      typename S::Lane* across, long across_pitch) {
+  constexpr int W = S::W, STEP = S::STEP;
+  for (int i = 0; i < n; i += STEP) {
+    const T* row[STEP];
+    for (int a = 0; a < STEP; a++) {
+      const int key = first + i + a;
+      const bool in = key >= seen.first && key < seen.end;
+      row[a] = in ? rows.at(key) : nullptr;
     }
-  }
-}
-template <class S, class T>
-static void pack_keys(const KeyRows<T>& rows, int dim, int first, int n, Interval<int> seen, typename S::Lane* to, long pitch) {
-  using V = typename S::F;
-  for (int i = 0; i < n; i += S::STEP) {
-    const T *x = seen_row(rows, first + i, seen), *y = seen_row(rows, first + i + S::STEP - 1, seen);
-    for (int t = 0; t < dim; t += S::W) {
-      S::store_p(to + i / S::STEP * pitch + t, x != nullptr ? widen_lanes<S>(x, t, dim) : V(0.0f),
-                 y != nullptr ? widen_lanes<S>(y, t, dim) : V(0.0f));
+    for (int t = 0; t < dim; t += W * STEP) {
+      typename S::F x[STEP];
+      UNROLL
+      for (int a = 0; a < STEP; a++) {
+        x[a] = row[a] != nullptr ? row_lanes<S>(row[a], t, dim) : typename S::F(0.0f);
+        S::store_lanes(to + (i + a) * pitch + t / STEP, x[a]);
+      }
+      if (across == nullptr) continue;
+      for (int part = 0; part < STEP && t + part * W < dim; part++) {
+        S::store_lanes(across + i / STEP * across_pitch + t + part * W, S::across(x[0], x[STEP - 1], part));
+      }
     }
   }
 }
