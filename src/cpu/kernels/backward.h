@@ -7,7 +7,7 @@
 // Memory   K, V, dK, dV of at most BACKWARD_SPAN keys, and a row block of Q and dO twice: transposed for P, dS (gradient.h) and
 //          dQ^T += K^T dS^T (lanes are rows), by columns for dV += P dO and dK += dS Q (lanes are head elements; P and dS are then
 //          read as scalars along their lanes). Lanes of pairs: K and dS twice as well, because dQ sums over keys what others do not.
-// Speed    81 - 85 % of the FMA peak on AVX2, one kernel for all dtypes; 70 - 77 % of the peak of bfloat16 dot products
+// Speed    81 - 85 % of the FMA peak on AVX2, one kernel for all dtypes; 73 - 83 % of the peak of bfloat16 dot products
 //          (docs/performance.md).
 #pragma once
 #include "cpu/kernels/gradient.h"

@@ -1,5 +1,6 @@
 // AVX-512-BF16: tiles are 32-bit lanes of two bf16 (STEP = 2), and one instruction adds two products a lane. Pairs of Q and K along the
-// head dimension are what lies in memory; pairs of V and P along the keys are made when V is packed and P is stored. Sums stay float32.
+// head dimension are what lies in memory; pairs of V and P along the keys are made when V is packed and P is stored, and backward makes
+// pairs of rows, too (gradient.h). Sums stay float32.
 // Twice the float32 rate on Zen 4 and 5; on Emerald Rapids half of it, so dispatch.cpp does not choose it there.
 #pragma once
 #include "cpu/simd/avx512.h"
