@@ -151,9 +151,9 @@ KERNELS = [
     ("kernels/gradient.h", "if («i0 < t.clear_from || i0 + MR > t.clear_to») hide<S, MR>", "false"),
     ("kernels/gradient.h", "const bool in = «r < n && !(lses[at] <= -1e30f)»;", "r < n"),
     ("kernels/gradient.h", "panel.minus_delta[l + a] = «in ? -deltas[at] : 0.0f»;", "0.0f"),
-    ("kernels/gradient.h", "const bool in = «first + i >= seen.first && first + i < seen.end»;", "first + i < seen.end"),
-    ("kernels/gradient.h", "S::store(t.p + at, «p * kept»);", "p"),
-    ("kernels/gradient.h", "if constexpr (SLOPES) ds = «ds * S::load(t.ds + at)»;", "ds"),
+    ("kernels/gradient.h", "const bool in = «key >= seen.first && key < seen.end»;", "key < seen.end"),
+    ("kernels/gradient.h", "p = «p * kept»;", "p"),
+    ("kernels/gradient.h", "if constexpr (SLOPES) ds = «ds * S::load(slopes + at)»;", "ds"),
     (
         "kernels/backward.h",
         "rows = {«visible_rows(s.mask, first).first * p.group», visible_rows",
@@ -166,7 +166,7 @@ KERNELS = [
     ),
     ("kernels/backward.h", "max(first, any.first), «min(end, any.end)»);", "min(end, any.end) - 1"),
     ("kernels/backward.h", "«g.add» ? widen_lanes", "false"),
-    ("kernels/backward.h", "«V(p.score.scale) * S::load(w.dk + i * w.k_pitch + t)»", "S::load(w.dk + i * w.k_pitch + t)"),
+    ("kernels/backward.h", "«V(p.score.scale) * S::load(w.dk + i * w.dk_pitch + t)»", "S::load(w.dk + i * w.dk_pitch + t)"),
     ("kernels/bias_gradient.h", "a < «min(to, keys)»; a++", "min(to, keys) - 1"),
     ("kernels/bias_gradient.h", "const int head_end = «stride.head == 0 ? p.heads : task.head + 1»;", "task.head + 1"),
     (

@@ -23,8 +23,8 @@ constexpr Int64 FORWARD_PACKED_BYTES = 16 << 20;
 constexpr int BACKWARD_KEYS = 48;
 constexpr int BACKWARD_ELEMENTS = 8192;
 constexpr int BACKWARD_PANELS = 8;
-// Backward: keys whose K, V, dK and dV a worker holds at once (16 bytes an element), whole tiles. A task with more goes over its rows
-// again.
+// Backward: keys whose K, V, dK and dV a worker holds at once (at most 16 bytes an element), whole tiles. A task with more goes over its
+// rows again.
 constexpr int BACKWARD_SPAN = 4032;
 // Backward: tasks wanted when heads are few, and the shortest chunk of keys worth a pass over all rows.
 constexpr int BACKWARD_TASKS = 16;

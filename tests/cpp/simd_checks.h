@@ -275,7 +275,7 @@ void check_tiles() {
   expect(0, 0, "store_lanes");
 }
 
-// The products of a row of bf16 elements, paired along the row, whatever a lane holds.
+// Products of a row of bf16 elements, and of one of floats, neighbours in a lane, whatever a lane holds.
 template <class S>
 void check_lanes() {
   using F = typename S::F;
@@ -290,6 +290,24 @@ void check_lanes() {
     float expected = 0;
     for (int a = 0; a < S::STEP; a++) expected += static_cast<float>((i * S::STEP + a) % 7 - 3);
     EXPECT_EQ(sums.x[i], expected) << i;
+  }
+  Bf16 next[N];
+  for (int i = 0; i < N; i++) next[i].bits = bf16_bits(static_cast<float>(i % 5));
+  alignas(64) typename S::Lane along[S::W], weights[S::W];
+  S::store_along(along, ramp<S>(1.0f, 0.5f));
+  S::store_p(weights, F(1.0f), F(10.0f));
+  for (int i = 0; i < S::W / S::STEP; i++) {
+    const Block<S> sum = lanes_of<S>(S::dot(S::bcast(along + i), S::load_lanes(weights), F(0.0f)));
+    const float first = 1.0f + 0.5f * static_cast<float>(i * S::STEP), both = first + 10.0f * (first + 0.5f);
+    EXPECT_EQ(sum.x[0], S::STEP == 2 ? both : first) << i;
+  }
+  for (int part = 0; part < S::STEP; part++) {
+    S::store_lanes(tile, S::across(S::lanes(row), S::lanes(next), part));
+    const Block<S> sum = lanes_of<S>(S::dot(S::bcast(weights), S::load_lanes(tile), F(0.0f)));
+    for (int i = 0; i < S::W; i++) {
+      const int element = part * S::W + i;
+      EXPECT_EQ(sum.x[i], static_cast<float>(element % 7 - 3 + (S::STEP == 2 ? 10 * (element % 5) : 0))) << element;
+    }
   }
 }
 }  // namespace

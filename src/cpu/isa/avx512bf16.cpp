@@ -1,7 +1,8 @@
-// AVX-512 with AVX512_BF16: the forward pass of bfloat16 by dot products of pairs; all else is avx512.cpp's.
+// AVX-512 with AVX512_BF16: the forward and the backward pass of bfloat16 by dot products of pairs; all else is avx512.cpp's.
 #include "cpu/simd/avx512bf16.h"
 
 #include "cpu/dispatch.h"
+#include "cpu/kernels/backward.h"
 #include "cpu/kernels/forward.h"
 
 namespace fa::cpu {
@@ -18,5 +19,11 @@ int task_rows(const Job& job, int workers) {
   return by_pairs(job) ? forward_task_rows<Avx512Bf16>(job, workers) : by_lanes().task_rows(job, workers);
 }
 }  // namespace
-constinit const Isa AVX512BF16 = {"avx512bf16", has_avx512bf16, {{}, {scratch_bytes, task_rows, run}, {}}, {}, {}, {}, &AVX512};
+constinit const Isa AVX512BF16 = {"avx512bf16",
+                                  has_avx512bf16,
+                                  {{}, {scratch_bytes, task_rows, run}, {}},
+                                  {{}, {backward_scratch_bytes<Avx512Bf16>, backward_task_keys, backward<Avx512Bf16, Bf16>}, {}},
+                                  {},
+                                  {},
+                                  &AVX512};
 }  // namespace fa::cpu

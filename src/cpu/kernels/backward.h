@@ -4,10 +4,11 @@
 // Who      one worker a task; it owns dK and dV of its keys. dQ is written at once where one task sees all keys; otherwise each task
 //          writes a float32 partial (Role::part_out), and a later launch adds them in order. Chunks are a function of shapes only:
 //          the order of every sum, and so every bit, is the same for any number of workers.
-// Memory   K, V, dK, dV of at most BACKWARD_SPAN keys as floats, and a row block of Q and dO twice: transposed for P, dS (gradient.h)
-//          and dQ^T += K^T dS^T (lanes are rows), by columns for dV += P dO and dK += dS Q (lanes are head elements; P and dS are then
-//          read as scalars along their lanes).
-// Speed    81 - 85 % of the FMA peak on AVX2, one kernel for all dtypes (docs/performance.md).
+// Memory   K, V, dK, dV of at most BACKWARD_SPAN keys, and a row block of Q and dO twice: transposed for P, dS (gradient.h) and
+//          dQ^T += K^T dS^T (lanes are rows), by columns for dV += P dO and dK += dS Q (lanes are head elements; P and dS are then
+//          read as scalars along their lanes). Lanes of pairs: K and dS twice as well, because dQ sums over keys what others do not.
+// Speed    81 - 85 % of the FMA peak on AVX2, one kernel for all dtypes; 73 - 83 % of the peak of bfloat16 dot products
+//          (docs/performance.md).
 #pragma once
 #include "cpu/kernels/gradient.h"
 
@@ -17,10 +18,13 @@ namespace {
 template <class S>
 struct BackwardScratch {
   RowBlock<S> rows;
-  float *k, *v, *dk, *dv;  // [key][element]
-  float *p, *ds;           // [panel][tile row][lane]
-  float* dq;               // transposed, [panel][element][lane]
-  long k_pitch, v_pitch;
+  typename S::Lane *k, *v;   // [key][element / STEP]
+  typename S::Lane* k_keys;  // [key / STEP][element]; the same as k where STEP is 1
+  float *dk, *dv;            // [key][element]
+  Gradients<S> gradients;    // of all panels: [panel][...]
+  float* dq;                 // transposed, [panel][element][lane]
+  long k_pitch, v_pitch;     // of k and v
+  long dk_pitch, dv_pitch;   // of k_keys, dk and dv
   size_t bytes;
 };
 FA_FN int backward_chunk_of(const Job& job) {
@@ -28,30 +32,38 @@ FA_FN int backward_chunk_of(const Job& job) {
 }
 template <class S>
 static BackwardScratch<S> backward_scratch(const Job& job, void* base) {
+  using Lane = typename S::Lane;
+  constexpr int STEP = S::STEP;
   const Params& p = job.params;
   const int keys = min(BACKWARD_SPAN, backward_chunk_of(job));
-  static_assert(BACKWARD_KEYS % S::MR == 0 && BACKWARD_SPAN % BACKWARD_KEYS == 0 && S::STEP == 1);
+  static_assert(BACKWARD_KEYS % S::MR == 0 && BACKWARD_SPAN % BACKWARD_KEYS == 0);
   BackwardScratch<S> r;
   Scratch memory{static_cast<char*>(base)};
   r.rows = take_row_block<S>(job, memory, true);
-  r.k_pitch = tile_pitch<S>(p.dim);
-  r.v_pitch = tile_pitch<S>(p.value_dim);
-  r.p = memory.take<float>(static_cast<Int64>(BACKWARD_KEYS) * r.rows.rows());
-  r.ds = memory.take<float>(static_cast<Int64>(BACKWARD_KEYS) * r.rows.rows());
+  r.k_pitch = tile_pitch<S>(divide_up(p.dim, STEP));
+  r.v_pitch = tile_pitch<S>(divide_up(p.value_dim, STEP));
+  r.dk_pitch = tile_pitch<S>(p.dim);
+  r.dv_pitch = tile_pitch<S>(p.value_dim);
+  const Int64 pairs = static_cast<Int64>(BACKWARD_KEYS) * r.rows.rows();
+  r.gradients.p = memory.take<Lane>(pairs / STEP);
+  r.gradients.ds = memory.take<Lane>(pairs / STEP);
+  r.gradients.ds_keys = STEP == 1 ? r.gradients.ds : memory.take<Lane>(pairs / STEP);
   r.dq = memory.take<float>(r.rows.rows() * r.rows.dim);
-  r.k = memory.take<float>(keys * r.k_pitch);
-  r.v = memory.take<float>(keys * r.v_pitch);
-  r.dk = memory.take<float>(keys * r.k_pitch);
-  r.dv = memory.take<float>(keys * r.v_pitch);
+  r.k = memory.take<Lane>(keys * r.k_pitch);
+  r.k_keys = STEP == 1 ? r.k : memory.take<Lane>(keys / STEP * r.dk_pitch);
+  r.v = memory.take<Lane>(keys * r.v_pitch);
+  r.dk = memory.take<float>(keys * r.dk_pitch);
+  r.dv = memory.take<float>(keys * r.dv_pitch);
   r.bytes = memory.used;
   return r;
 }
 
-// MR keys x N vectors of head elements += sum over the rows of panels [first, end). a: [panel][tile row][lane], b: [row][element].
+// MR keys x N vectors of head elements += sum over the rows of panels [first, end), STEP of them in a lane. a: [panel][tile row]
+// [row / STEP], b: [row / STEP][element].
 template <class S, int N>
-FA_FN void key_gradient(float* c, long pitch, const float* a, const float* b, int first, int end) {
+FA_FN void key_gradient(float* c, long pitch, const typename S::Lane* a, const typename S::Lane* b, int first, int end) {
   using V = typename S::F;
-  constexpr int MR = S::MR, W = S::W, LANES = Panel<S>::LANES;
+  constexpr int MR = S::MR, W = S::W, LANES = Panel<S>::LANES, ROWS = LANES / S::STEP;
   V x[MR][N];
   UNROLL
   for (int i = 0; i < MR; i++) {
@@ -59,7 +71,7 @@ FA_FN void key_gradient(float* c, long pitch, const float* a, const float* b, in
     for (int j = 0; j < N; j++) x[i][j] = S::load(c + i * pitch + j * W);
   }
   for (int p = first; p < end; p++) {
-    accumulate<S, MR, N>(x, a + p * BACKWARD_KEYS * LANES, LANES, 1, b + p * LANES * LANES, LANES, LANES);
+    accumulate<S, MR, N>(x, a + p * BACKWARD_KEYS * ROWS, ROWS, 1, b + p * ROWS * LANES, LANES, ROWS);
   }
   UNROLL
   for (int i = 0; i < MR; i++) {
@@ -69,16 +81,17 @@ FA_FN void key_gradient(float* c, long pitch, const float* a, const float* b, in
 }
 // All head elements of a tile's keys: dV from P and dO, dK from dS and Q. sees[i]: the panels that see the i-th MR keys.
 template <class S>
-__attribute__((noinline)) static void key_gradients(float* c, long pitch, int dim, const float* a, const float* columns, int block_rows,
-                                                    const Interval<int>* sees, int key_blocks) {
+__attribute__((noinline)) static void key_gradients(float* c, long pitch, int dim, const typename S::Lane* a,
+                                                    const typename S::Lane* columns, int block_rows, const Interval<int>* sees,
+                                                    int key_blocks) {
   constexpr int MR = S::MR, LANES = Panel<S>::LANES;
   static_assert(S::NV <= 4);
   for (int t = 0; t < dim; t += LANES) {
-    const float* b = columns + static_cast<long>(t) * block_rows;
+    const typename S::Lane* b = columns + static_cast<long>(t) * block_rows / S::STEP;
     const int vectors = min(S::NV, divide_up(dim - t, S::W));
     for (int i = 0; i < key_blocks; i++) {
       float* to = c + i * MR * pitch + t;
-      const float* from = a + i * MR * LANES;
+      const typename S::Lane* from = a + i * MR * LANES / S::STEP;
       if (sees[i].end <= sees[i].first) continue;
       if (vectors == S::NV) {
         key_gradient<S, S::NV>(to, pitch, from, b, sees[i].first, sees[i].end);
@@ -135,25 +148,27 @@ static void zero_row_gradients(const RowGradient& g, int first, int end) {
 // One row block against keys [first, end), which are packed from key `origin` on.
 template <class S>
 static void backward_rows(const Job& job, const Sequence& s, const BackwardScratch<S>& w, int n, int origin, int first, int end) {
-  constexpr int MR = S::MR, LANES = Panel<S>::LANES, BLOCKS = BACKWARD_KEYS / MR;
+  constexpr int MR = S::MR, LANES = Panel<S>::LANES, BLOCKS = BACKWARD_KEYS / MR, STEP = S::STEP, PAIRS = BACKWARD_KEYS * LANES / STEP;
   const Params& p = job.params;
   const RowBlock<S>& b = w.rows;
   const int panels = divide_up(n, LANES);
   for (int key = origin + (first - origin) / BACKWARD_KEYS * BACKWARD_KEYS; key < end; key += BACKWARD_KEYS) {
     const int keys = min(BACKWARD_KEYS, end - key);
-    const float *k = w.k + (key - origin) * w.k_pitch, *v = w.v + (key - origin) * w.v_pitch;
+    const typename S::Lane *k = w.k + (key - origin) * w.k_pitch, *v = w.v + (key - origin) * w.v_pitch;
+    const typename S::Lane* k_keys = w.k_keys + (key - origin) / STEP * w.dk_pitch;
     Interval<int> sees[BLOCKS];
     for (int i = 0; i < BLOCKS; i++) sees[i] = {panels, 0};
     for (int i = 0; i < panels; i++) {
-      float *pt = w.p + i * BACKWARD_KEYS * LANES, *ds = w.ds + i * BACKWARD_KEYS * LANES;
+      const Gradients<S> out{w.gradients.p + i * PAIRS, w.gradients.ds + i * PAIRS, w.gradients.ds_keys + i * PAIRS};
       int from, to;
-      if (!gradient_of_panel<S>(job, s, b, i, k, w.k_pitch, v, w.v_pitch, key, keys, pt, ds, true, from, to)) continue;
+      if (!gradient_of_panel<S>(job, s, b, i, k, w.k_pitch, v, w.v_pitch, key, keys, out, true, from, to)) continue;
       for (int j = from / MR; j < to / MR; j++) sees[j] = {min(sees[j].first, i), i + 1};
-      update_rows<S>(p.dim, w.dq + i * b.dim * LANES, LANES, k + from * w.k_pitch, w.k_pitch, ds + from * LANES, LANES, to - from);
+      update_rows<S>(p.dim, w.dq + i * b.dim * LANES, LANES, k_keys + from / STEP * w.dk_pitch, w.dk_pitch,
+                     out.ds_keys + from / STEP * LANES, LANES, (to - from) / STEP);
     }
     const int blocks = divide_up(keys, MR);
-    key_gradients<S>(w.dv + (key - origin) * w.v_pitch, w.v_pitch, p.value_dim, w.p, b.dout_rows, b.rows(), sees, blocks);
-    key_gradients<S>(w.dk + (key - origin) * w.k_pitch, w.k_pitch, p.dim, w.ds, b.q_rows, b.rows(), sees, blocks);
+    key_gradients<S>(w.dv + (key - origin) * w.dv_pitch, w.dv_pitch, p.value_dim, w.gradients.p, b.dout_rows, b.rows(), sees, blocks);
+    key_gradients<S>(w.dk + (key - origin) * w.dk_pitch, w.dk_pitch, p.dim, w.gradients.ds, b.q_rows, b.rows(), sees, blocks);
   }
 }
 
@@ -173,10 +188,11 @@ static void backward_task(const Job& job, const Task& task, const BackwardScratc
     const int end = min(task.end, first + BACKWARD_SPAN), keys = max(end - first, 0);
     Interval<int> rows{0, 0};
     if (keys > 0) {
-      pack_keys<S, T>(k, p.dim, first, round_up(keys, S::MR), seen, w.k, w.k_pitch);
-      pack_keys<S, T>(v, p.value_dim, first, round_up(keys, S::MR), seen, w.v, w.v_pitch);
-      __builtin_memset(w.dk, 0, sizeof(float) * static_cast<size_t>(round_up(keys, S::MR) * w.k_pitch));
-      __builtin_memset(w.dv, 0, sizeof(float) * static_cast<size_t>(round_up(keys, S::MR) * w.v_pitch));
+      const int padded = round_up(keys, S::MR);
+      pack_keys<S, T>(k, p.dim, first, padded, seen, w.k, w.k_pitch, S::STEP == 1 ? nullptr : w.k_keys, w.dk_pitch);
+      pack_keys<S, T>(v, p.value_dim, first, padded, seen, w.v, w.v_pitch, nullptr, 0);
+      __builtin_memset(w.dk, 0, sizeof(float) * static_cast<size_t>(padded * w.dk_pitch));
+      __builtin_memset(w.dv, 0, sizeof(float) * static_cast<size_t>(padded * w.dv_pitch));
       rows = {visible_rows(s.mask, first).first * p.group, visible_rows(s.mask, end - 1).end * p.group};
       if (rows.end <= rows.first) rows = {0, 0};
     }
@@ -195,8 +211,8 @@ static void backward_task(const Job& job, const Task& task, const BackwardScratc
     for (int i = 0; i < keys; i++) {
       T* dk = array_of<T>(job, Role::dk) + offset_of(p.dk, s.key_batch, s.key_base + first + i, task.head);
       T* dv = array_of<T>(job, Role::dv) + offset_of(p.dv, s.key_batch, s.key_base + first + i, task.head);
-      for (int t = 0; t < p.dim; t += S::W) narrow_lanes<S>(dk, t, p.dim, V(p.score.scale) * S::load(w.dk + i * w.k_pitch + t));
-      for (int t = 0; t < p.value_dim; t += S::W) narrow_lanes<S>(dv, t, p.value_dim, S::load(w.dv + i * w.v_pitch + t));
+      for (int t = 0; t < p.dim; t += S::W) narrow_lanes<S>(dk, t, p.dim, V(p.score.scale) * S::load(w.dk + i * w.dk_pitch + t));
+      for (int t = 0; t < p.value_dim; t += S::W) narrow_lanes<S>(dv, t, p.value_dim, S::load(w.dv + i * w.dv_pitch + t));
     }
     dq.add = true;
     first += BACKWARD_SPAN;

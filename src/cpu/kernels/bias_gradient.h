@@ -13,7 +13,8 @@ namespace {
 template <class S>
 struct BiasScratch {
   RowBlock<S> rows;
-  float *k, *v, *p, *ds;
+  float *k, *v;
+  Gradients<S> gradients;
   float* sums;  // [key][lane of the block]; one key when those are summed, one panel when rows are
   long k_pitch, v_pitch, sums_pitch;
   size_t bytes;
@@ -30,8 +31,8 @@ static BiasScratch<S> bias_scratch(const Job& job, void* base) {
   r.sums_pitch = p.dbias.row == 0 ? LANES : r.rows.rows();
   r.k = memory.take<float>(BACKWARD_KEYS * r.k_pitch);
   r.v = memory.take<float>(BACKWARD_KEYS * r.v_pitch);
-  r.p = memory.take<float>(BACKWARD_KEYS * LANES);
-  r.ds = memory.take<float>(BACKWARD_KEYS * LANES);
+  r.gradients.p = memory.take<float>(BACKWARD_KEYS * LANES);
+  r.gradients.ds = r.gradients.ds_keys = memory.take<float>(BACKWARD_KEYS * LANES);
   r.sums = memory.take<float>((p.dbias.key == 0 ? S::W : BIAS_KEYS) * r.sums_pitch);
   r.bytes = memory.used;
   return r;
@@ -50,14 +51,14 @@ static void add_gradients(const Job& job, const Sequence& s, int head, int row, 
   for (int key = first; key < min(end, any.end); key += BACKWARD_KEYS) {
     const int keys = min(BACKWARD_KEYS, min(end, any.end) - key);
     if (key + keys <= any.first) continue;
-    pack_keys<S, T>(k, p.dim, key, round_up(keys, S::MR), seen, w.k, w.k_pitch);
-    pack_keys<S, T>(v, p.value_dim, key, round_up(keys, S::MR), seen, w.v, w.v_pitch);
+    pack_keys<S, T>(k, p.dim, key, round_up(keys, S::MR), seen, w.k, w.k_pitch, nullptr, 0);
+    pack_keys<S, T>(v, p.value_dim, key, round_up(keys, S::MR), seen, w.v, w.v_pitch, nullptr, 0);
     for (int i = 0; i * LANES < n; i++) {
       int from, to;
-      if (!gradient_of_panel<S>(job, s, w.rows, i, w.k, w.k_pitch, w.v, w.v_pitch, key, keys, w.p, w.ds, false, from, to)) continue;
+      if (!gradient_of_panel<S>(job, s, w.rows, i, w.k, w.k_pitch, w.v, w.v_pitch, key, keys, w.gradients, false, from, to)) continue;
       for (int a = from; a < min(to, keys); a++) {
         float* sums = w.sums + (p.dbias.key == 0 ? 0 : key - first + a) * w.sums_pitch + (p.dbias.row == 0 ? 0 : i * LANES);
-        for (int l = 0; l < LANES; l += S::W) S::store(sums + l, S::load(sums + l) + S::load(w.ds + a * LANES + l));
+        for (int l = 0; l < LANES; l += S::W) S::store(sums + l, S::load(sums + l) + S::load(w.gradients.ds + a * LANES + l));
       }
     }
   }

@@ -242,6 +242,8 @@ struct FloatLanes {
   static FA_INLINE Vec<float, W> load_lanes(const float* p) { return S::load(p); }
   static FA_INLINE void store_lanes(float* p, Vec<float, W> v) { S::store(p, v); }
   static FA_INLINE void store_p(float* p, Vec<float, W> v, Vec<float, W>) { S::store(p, v); }
+  static FA_INLINE void store_along(float* p, Vec<float, W> v) { S::store(p, v); }
+  static FA_INLINE Vec<float, W> across(Vec<float, W> x, Vec<float, W>, int) { return x; }
   static FA_INLINE void scale_p(float* p, Vec<float, W> factor) { S::store(p, factor * S::load(p)); }
   static FA_INLINE void keep_p(float* p, int, Flags<W> keep) { S::store(p, select(keep, S::load(p), Vec<float, W>(0.0f))); }
 };
