@@ -29,11 +29,18 @@ constexpr int forward_bytes(const Tile& t, int dim, int value_dim, int element) 
 // Measured on an H100 and an H200 (docs/performance.md). Two tiles of 16 rows a warp share each load of K and V, which bounds the kernel;
 // out and S then fill the registers. Beyond 128 two warps share rows and columns. Rows of one head dim are for 227, 163 and 99 KB.
 constexpr Tile FORWARD[] = {
-    {64, 128, 128, 4, 1, 2, 2},                                                         // bn 64: -10 %
-    {64, 128, 64, 4, 1, 2, 2},  {128, 128, 64, 4, 1, 2, 2},                             // 8 warps, bn 128: -18 %; bn 32: -7 %
-    {128, 128, 64, 4, 1, 1, 2}, {128, 128, 32, 4, 1, 1, 2}, {256, 64, 64, 4, 2, 1, 2},  // two blocks hide each other's ends; one of 128
-                                                                                        // rows: -6 to -12 %
-    {256, 128, 64, 8, 2, 1, 1}, {256, 64, 64, 4, 1, 1, 1},  {512, 64, 32, 8, 2, 2, 1}, {512, 64, 32, 8, 2, 1, 1}, {512, 32, 32, 4, 2, 1, 1},
+    {64, 128, 128, 4, 1, 2, 2},  // bn 64: -10 %
+    {64, 128, 64, 4, 1, 2, 2},
+    {128, 128, 64, 4, 1, 2, 2},  // 8 warps, bn 128: -18 %; bn 32: -7 %
+    {128, 128, 64, 4, 1, 1, 2},
+    {128, 128, 32, 4, 1, 1, 2},
+    {256, 64, 64, 4, 2, 1, 2},  // two blocks hide each other's ends; one of 128
+                                // rows: -6 to -12 %
+    {256, 128, 64, 8, 2, 1, 1},
+    {256, 64, 64, 4, 1, 1, 1},
+    {512, 64, 32, 8, 2, 2, 1},
+    {512, 64, 32, 8, 2, 1, 1},
+    {512, 32, 32, 4, 2, 1, 1},
 };
 // float32 by multiply-adds: rows of 16 a warp are loaded for twice as many products.
 constexpr Tile FORWARD_F32[] = {
@@ -45,9 +52,16 @@ constexpr int backward_bytes(const Tile& t, int dim, int value_dim, int element)
 }
 // Small blocks fill a GPU better where there are few keys: causal +10 % at 512, -4 % at 8192.
 constexpr Tile BACKWARD[] = {
-    {64, 64, 64, 4, 2, 2, 3, 1024}, {64, 128, 128, 8, 2, 2, 1}, {64, 64, 128, 8, 2, 2, 1},
-    {128, 64, 64, 4, 2, 2, 2, 512}, {128, 64, 128, 8, 2, 2, 1}, {128, 64, 64, 8, 2, 2, 1},
-    {256, 64, 64, 8, 2, 2, 1},      {256, 64, 64, 8, 2, 1, 1},  {256, 32, 32, 4, 2, 1, 1},
+    {64, 64, 64, 4, 2, 2, 3, 1024},
+    {64, 64, 64, 4, 2, 2, 2, 1024},
+    {64, 128, 128, 8, 2, 2, 1},  // bm 64, bn 64: -4 %
+    {64, 64, 128, 8, 2, 2, 1},
+    {128, 64, 64, 4, 2, 2, 2, 512},
+    {128, 64, 128, 8, 2, 2, 1},  // bn 64: -4 %
+    {128, 64, 64, 8, 2, 2, 1},
+    {256, 64, 64, 8, 2, 2, 1},
+    {256, 64, 64, 8, 2, 1, 1},
+    {256, 32, 32, 4, 2, 1, 1},
 };
 constexpr Tile BACKWARD_F32[] = {
     {64, 32, 64, 4, 2, 2, 2},
