@@ -10,7 +10,7 @@ VENV ?= .venv
 BUILD := build/test
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-CPP := $(shell find include src tests examples tools -name '*.h' -o -name '*.cpp' 2>/dev/null)
+CPP := $(shell find include src tests examples tools benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.metal' 2>/dev/null)
 PYTHON_FOLDERS := $(wildcard python tests tools benchmarks examples)
 # where tools/prerequisites.sh puts GoogleTest when the system has none
 export GTest_ROOT := $(CURDIR)/build/prerequisites/usr

@@ -3,7 +3,8 @@
 // Who      a warp alone: lane l has key l, and elements l, l + 32, ... of the head dim.
 // Memory   registers; a warp's 4 KB of shared memory (8 for float64), through which lanes read their rows; arrays are read in place, once
 //          more for each row of q that a warp takes.
-// Speed    bound by loads from L1 and shared memory: each feeds one multiply-add a lane. Slow where few elements of attn_bias share many rows.
+// Speed    bound by loads from L1 and shared memory: each feeds one multiply-add a lane. Slow where few elements of attn_bias share many
+// rows.
 //
 //   bias_gradient    dout, q, k, v, lse, delta -> dbias    grid: any, 1, 1
 #include "words/head.cuh"

@@ -341,6 +341,6 @@ FA_FN void probabilities(Place place, ParamsPointer p, Q q, K k, SeedArray seed_
   fa::bias_gradient_plain(fa::place_of(lane, simdgroup, group, groups), fa::params_of(params), FA_ARRAY_Q, FA_ARRAY_K, FA_ARRAY_V, \
                           FA_ARRAY_DOUT, FA_ARRAY_LSE, FA_ARRAY_DELTA, FA_ARRAY_SEED, FA_ARRAY_SLOPES, FA_ARRAY_BIAS, FA_PLACES,   \
                           FA_ARRAY_DBIAS, fa_sums)
-#define FA_ENTRY_probabilities(lane, simdgroup, group, groups)                                                                 \
+#define FA_ENTRY_probabilities(lane, simdgroup, group, groups)                                                                  \
   fa::probabilities(fa::place_of(lane, simdgroup, group, groups), fa::params_of(params), FA_ARRAY_Q, FA_ARRAY_K, FA_ARRAY_SEED, \
                     FA_ARRAY_SLOPES, FA_ARRAY_BIAS, FA_ARRAY_SINK, FA_PLACES, FA_ARRAY_PROBABILITIES, FA_STRIDES_Q, FA_STRIDES_K)

@@ -100,8 +100,7 @@ template <class P>
 FA_FN void load_transposed_operand(Operand& x, const Tiles<P>& crossed, int row, int tile) {
   const int g = lane_of() / 4, t = lane_of() % 4;
 #pragma unroll
-  for (int i = 0; i < 8; i++)
-    x.a[i] = load_float(crossed.at(row + i / 4 * 8, 2 * t + i % 2, (tile + i / 2 % 2) * 2, g * 4));
+  for (int i = 0; i < 8; i++) x.a[i] = load_float(crossed.at(row + i / 4 * 8, 2 * t + i % 2, (tile + i / 2 % 2) * 2, g * 4));
 }
 // Registers of a result into a panel: a pair of neighbours, and the two tiles of an operand. row: this lane's
 template <class P>

@@ -1,5 +1,5 @@
-// Products of matrices of 16-bit elements on tensor cores since Ampere: mma m16n8k16 with float32 sums, and the shared memory loads that bring
-// fragments in its layout. Lane l holds, with g = l / 4 and t = l % 4, of a 16 x 8 result: rows g, g + 8, columns 2 t, 2 t + 1.
+// Products of matrices of 16-bit elements on tensor cores since Ampere: mma m16n8k16 with float32 sums, and the shared memory loads that
+// bring fragments in its layout. Lane l holds, with g = l / 4 and t = l % 4, of a 16 x 8 result: rows g, g + 8, columns 2 t, 2 t + 1.
 #pragma once
 #include "copy.cuh"
 #include "lanes.cuh"
@@ -60,7 +60,8 @@ struct Tiles {
   }
   // of the tile `rows` below and `chunk` (even) chunks to the right
   FA_MEMBER unsigned at(int rows, int chunk) const {
-    return (start ^ static_cast<unsigned>(chunk % P::CHUNKS << 4)) + static_cast<unsigned>((chunk / P::CHUNKS * P::COUNT + rows) * P::ROW_BYTES);
+    return (start ^ static_cast<unsigned>(chunk % P::CHUNKS << 4)) +
+           static_cast<unsigned>((chunk / P::CHUNKS * P::COUNT + rows) * P::ROW_BYTES);
   }
 };
 
@@ -129,7 +130,6 @@ FA_FN void store_pair(P panel, int row, int tile, float left, float right) {
 template <class P>
 FA_FN void store_operand(P panel, int row, int tile, const Operand& x) {
 #pragma unroll
-  for (int i = 0; i < 4; i++)
-    store_4(panel.address(row + i % 2 * 8, tile + i / 2) + static_cast<unsigned>(lane_of() % 4 * 4), x.a[i]);
+  for (int i = 0; i < 4; i++) store_4(panel.address(row + i % 2 * 8, tile + i / 2) + static_cast<unsigned>(lane_of() % 4 * 4), x.a[i]);
 }
 }  // namespace fa::cuda

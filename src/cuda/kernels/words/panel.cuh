@@ -36,8 +36,8 @@ constexpr bool LINEAR = false;
 template <>
 constexpr bool LINEAR<LinearRows> = true;
 
-// Fills a panel with the `present` rows of a matrix and zeros around them; columns from `dim` on become 0. row_at(row): pointer to a row's first
-// element. All THREADS threads of the block take part; the caller commits.
+// Fills a panel with the `present` rows of a matrix and zeros around them; columns from `dim` on become 0. row_at(row): pointer to a row's
+// first element. All THREADS threads of the block take part; the caller commits.
 template <int THREADS, int ROWS, int DIM, class RowAt>
 FA_FN void fill(Panel<ROWS, DIM> panel, Interval<int> present, int dim, int width, RowAt row_at) {
   // a thread keeps its column: neighbours copy one row's chunks (those of a panel where they do not divide the threads)

@@ -56,8 +56,8 @@ FA_FN void decide_rows(const Elements& elements, int row, int key, Keep keep) {
         for (int n = tile; n < tile + 4 && n < NT; n++)
 #pragma unroll
           for (int h = 0; h < 2; h++)
-            keep(m, n, 2 * h + e, aligned ? elements.keeps_in(words, h * 8, (n - tile) * 8)
-                                          : elements.keeps(row + m * 16 + h * 8, key + n * 8 + e));
+            keep(m, n, 2 * h + e,
+                 aligned ? elements.keeps_in(words, h * 8, (n - tile) * 8) : elements.keeps(row + m * 16 + h * 8, key + n * 8 + e));
       }
 }
 }  // namespace fa::cuda

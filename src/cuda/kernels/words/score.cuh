@@ -1,9 +1,9 @@
 // What the features do to the elements that one lane holds of a tile of products: score, hide, drop. `Elements` knows the sequence, the
 // head and the arrays; the kernels know which row and key a register belongs to.
 #pragma once
+#include "lanes.cuh"
 #include "semantics/dropout.h"
 #include "semantics/softmax.h"
-#include "lanes.cuh"
 #include "where.cuh"
 namespace fa::cuda {
 constexpr unsigned F = FA_F;
@@ -34,8 +34,18 @@ struct Elements {
   Real keep_scale;
 
   FA_MEMBER Elements(const Numbers& p, const Arrays& a, const Sequence& s, int query_head)
-      : mask(mask_of(s)), numbers(p.score), slope(0), bias(nullptr), bias_row(p.bias.row), bias_key(p.bias.key),  dropout(p.dropout), seed{}, head(static_cast<unsigned>(s.index * p.heads + query_head)), q_offset(p.q_offset),
-        k_offset(p.k_offset), keep_scale(1) {
+      : mask(mask_of(s)),
+        numbers(p.score),
+        slope(0),
+        bias(nullptr),
+        bias_row(p.bias.row),
+        bias_key(p.bias.key),
+        dropout(p.dropout),
+        seed{},
+        head(static_cast<unsigned>(s.index * p.heads + query_head)),
+        q_offset(p.q_offset),
+        k_offset(p.k_offset),
+        keep_scale(1) {
     if constexpr ((F & ALIBI) != 0) slope = slope_of(p, a, s, query_head);
     if constexpr ((F & BIAS) != 0) bias = bias_of(p, a, s, query_head);
     if constexpr (DROPS) seed = seed_of(a), keep_scale = p.keep_scale;
@@ -46,8 +56,7 @@ struct Elements {
   FA_MEMBER Real score(Real product, int row, int key) const {
     if constexpr (!CHANGED) return product;
     Real b = 0;
-    if constexpr ((F & BIAS) != 0)
-      b = load_bias(bias, min(row, mask.rows - 1) * bias_row + min(key, mask.keys - 1) * bias_key);
+    if constexpr ((F & BIAS) != 0) b = load_bias(bias, min(row, mask.rows - 1) * bias_row + min(key, mask.keys - 1) * bias_key);
     return fa::score<F>(product, numbers, slope, static_cast<Real>(abs(row + mask.shift - key)), b);
   }
   FA_MEMBER bool hidden_by_bias(Real score) const { return (F & BIAS) != 0 && score == Real(hidden()); }
