@@ -4,7 +4,8 @@
 // computes
 //          P and dS; of dk and dv a warp owns OUT_KEYS keys x 1 / COLUMN_WARPS of the columns.
 // Who      one block for a tile of keys; it walks all rows of all heads of the group that see one of them, so dk and dv have one order
-//          of additions. dq is added to float32 in memory by red instructions, in any order (FA_DQ 1), or left to backward_dq (0).
+//          of additions. dq is added to float32 in memory by red instructions, in any order (FA_DQ 1), or left to row_gradient of
+//          backward_rows_sm80.cuh (0).
 // Memory   K and V once, Q and dO in a ring of FA_STAGES; products are transposed (keys x rows), so a warp's own P and dS are left operands
 //          of dv and dk as they stand; what others need of them goes through shared memory.
 // Speed    docs/performance.md. Loads from shared memory bound it: 608 KB a step of 64 rows x 128 keys at head dim 128.
@@ -275,10 +276,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, FA_BLOCKS)
       const Tiles<SPanel> ds_rows = Tiles<SPanel>::crossed(ds_panel, 0);
       const Tiles<KPanel> k_right = Tiles<KPanel>::straight(k_panel, 0);
       float* const sums = sums_of_lane(tile_of_sums(p, a, sequence, row0, head));
-      constexpr int OT = DQ_PASS / 8;
 #pragma unroll 1
       for (int pass = 0; pass < DQ_COLUMNS; pass += DQ_PASS) {
-        float dq[DQ_TILES][OT][4];
+        float dq[DQ_TILES][DQ_PASS / 8][4];
         zero(dq);
 #pragma unroll
         for (int key = 0; key < BN; key += 16) {
@@ -290,7 +290,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, FA_BLOCKS)
 #pragma unroll
         for (int m = 0; m < DQ_TILES; m++)
 #pragma unroll
-          for (int o = 0; o < OT; o++) add_sums(sums + sum_at(m, pass / 8 + o, 0), dq[m][o]);
+          for (int o = 0; o < DQ_PASS / 8; o++) add_sums(sums + sum_at(m, pass / 8 + o, 0), dq[m][o]);
       }
     }
     if constexpr (STAGES == 1) {
