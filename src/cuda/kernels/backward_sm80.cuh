@@ -1,11 +1,10 @@
 // Attention backward since Ampere, every feature: dk, dv, and dq by addition. 16-bit inputs on tensor cores (mma.sync), float32 by
 // multiply-adds.
 // Tile     FA_BN keys of one key/value head x FA_BM rows a step. Two warps share STEP_KEYS keys, each has half of the rows while it
-// computes
-//          P and dS; of dk and dv a warp owns OUT_KEYS keys x 1 / COLUMN_WARPS of the columns.
+//          computes P and dS; of dk and dv a warp owns OUT_KEYS keys x 1 / COLUMN_WARPS of the columns.
 // Who      one block for a tile of keys; it walks all rows of all heads of the group that see one of them, so dk and dv have one order
-//          of additions. dq is added to float32 in memory by red instructions, in any order (FA_DQ 1), or left to row_gradient of
-//          backward_rows_sm80.cuh (0).
+//          of additions. dq is added to float32 in memory by red instructions, in any order (FA_DQ 1), or left to the row_gradient
+//          of backward_rows_sm80.cuh (0).
 // Memory   K and V once, Q and dO in a ring of FA_STAGES; products are transposed (keys x rows), so a warp's own P and dS are left operands
 //          of dv and dk as they stand; what others need of them goes through shared memory.
 // Speed    docs/performance.md. Loads from shared memory bound it: 608 KB a step of 64 rows x 128 keys at head dim 128.
