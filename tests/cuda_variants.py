@@ -7,7 +7,10 @@ asked: plans are made for devices that need not exist, and NVRTC compiles for al
 from __future__ import annotations
 
 import itertools
+import multiprocessing
+import os
 import re
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -232,9 +235,18 @@ class Resources(NamedTuple):
 _FUNCTION = re.compile(r"Compiling entry function '(\w+)' for '\w+'(.*?)(?=Compiling entry function|\Z)", re.S)
 
 
-def compile_text(text: Text) -> tuple[bytes, str, dict[str, Resources]]:
-    """(image, log, resources by kernel). RuntimeError if it does not compile."""
-    image, log = _core.cuda_compile(text.source, list(text.constants), text.arch, ["--ptxas-options=-v"])
+def compilers() -> ProcessPoolExecutor:
+    """Processes, because NVRTC compiles one text at a time."""
+    return ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn"))
+
+
+# Here and not in a test's file: pytest names those after their folders, and a new process finds that name in one current folder only.
+def compile_text(text: Text) -> tuple[str, dict[str, Resources]]:
+    """(what the compiler says, resources by kernel): no kernel if it does not compile."""
+    try:
+        _, log = _core.cuda_compile(text.source, list(text.constants), text.arch, ["--ptxas-options=-v"])
+    except RuntimeError as error:
+        return str(error), {}
     found = {}
     for kernel, said in _FUNCTION.findall(log):
 
@@ -244,4 +256,4 @@ def compile_text(text: Text) -> tuple[bytes, str, dict[str, Resources]]:
 
         spilled = number(r"(\d+) bytes spill stores") + number(r"(\d+) bytes spill loads")
         found[kernel] = Resources(number(r"Used (\d+) registers"), spilled, number(r"(\d+) bytes smem"))
-    return image, log, found
+    return log, found

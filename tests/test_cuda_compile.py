@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-from concurrent.futures import ProcessPoolExecutor
+import sys
+from pathlib import Path
 
 import pytest
 
 import cuda_variants
-from cuda_variants import SHARED, Text, Variant
+from building import ROOT
+from cuda_variants import SHARED, Variant
 from flash_attn import _core
 from flash_attn.call import Pass
 
@@ -30,29 +30,22 @@ pytestmark = [
 ]
 
 
-def _compile(text: Text):
-    try:
-        _, log, resources = cuda_variants.compile_text(text)
-    except RuntimeError as error:
-        return text, str(error), {}
-    return text, log, resources
-
-
 @pytest.fixture(scope="module")
 def pool(tmp_path_factory):
-    """Processes, because NVRTC compiles one text at a time. What comes from NVRTC's own cache (12.9 and newer) has no report: theirs is new."""
-    with pytest.MonkeyPatch.context() as patch:
+    """They see what is on the path where wheels are tested, in a folder elsewhere; and a cache of NVRTC (12.9 and newer) that is new, because
+    what comes from it has no report."""
+    with pytest.MonkeyPatch.context() as patch, cuda_variants.compilers() as made:
+        patch.setattr(sys, "path", [folder for folder in sys.path if Path(folder).resolve() != ROOT])
         patch.setenv("CUDA_CACHE_PATH", str(tmp_path_factory.mktemp("nvrtc")))
-        with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn")) as made:
-            yield made
+        yield made
 
 
 def check(pool, arch: int, calls=None) -> None:
     """Compiles what calls need (all of the table's) and looks at the resources of every kernel that they launch."""
     texts = cuda_variants.texts(arch, calls)
     wrong = []
-    for text, log, resources in pool.map(_compile, texts):
-        for launch in texts[text].values():
+    for (text, launches), (log, resources) in zip(texts.items(), pool.map(cuda_variants.compile_text, texts), strict=True):
+        for launch in launches.values():
             where = f"{text.source} {launch.kernel} sm_{arch} ({launch.first})"
             found = resources.get(launch.kernel)
             if found is None:

@@ -19,9 +19,10 @@ from building import run
 from flash_attn import flash_attn_func
 
 START = """
-import os, sys, threading, time
+import os, signal, sys, threading, time
 import numpy as np
 import flash_attn, flash_attn.numpy
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in its background ignores it
 random = np.random.default_rng(0)
 def arrays(rows, n=3):
     return [random.standard_normal((1, rows, 8, 64), np.float32) for _ in range(n)]

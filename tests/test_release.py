@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from fnmatch import fnmatch
 from importlib import metadata
 
 from packaging.version import Version
@@ -40,6 +41,19 @@ def test_clients_accept_the_version():
 
 def test_build_tools_agree():
     assert group("requires") <= group("build"), "make installs other build tools than pip"
+
+
+def test_python_versions_agree():
+    named = [int(minor) for minor in re.findall(r'"Programming Language :: Python :: 3\.(\d+)"', PROJECT)]
+    first, last = named[0], named[-1]
+    assert named == list(range(first, last + 1))
+    assert found(r'^requires-python = ">=3\.(\d+)"', PROJECT) == str(first)
+    assert found(r'^target-version = "py3(\d+)"', PROJECT) == str(first)
+    pattern = found(r'^build = "(cp.+)"', PROJECT)
+    assert [minor for minor in range(100) if fnmatch(f"cp3{minor}-manylinux_x86_64", pattern)] == named
+    assert f"CPython 3.{first} to 3.{last} " in (ROOT / "CONTRIBUTING.md").read_text()
+    tested = {int(minor) for minor in re.findall(r'python: "3\.(\d+)"', (ROOT / ".github/workflows/tests.yml").read_text())}
+    assert {min(tested), max(tested)} == {first, last}
 
 
 def test_format_tools_agree():

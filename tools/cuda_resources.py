@@ -6,8 +6,6 @@ python tools/cuda_resources.py [--arch 90]      run it after a change to a kerne
 from __future__ import annotations
 
 import argparse
-import multiprocessing
-import os
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -16,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
 import cuda_variants  # noqa: E402
-from cuda_variants import Text, Variant  # noqa: E402
+from cuda_variants import Variant  # noqa: E402
 from flash_attn import _core  # noqa: E402
 from flash_attn.call import Pass  # noqa: E402
 
@@ -41,17 +39,15 @@ SHOWN = [
 ]
 
 
-def compiled(text: Text):
-    return cuda_variants.compile_text(text)[2]
-
-
 def lines(arch: int, pool: ProcessPoolExecutor) -> list[str]:
     """The table of one architecture."""
     texts = cuda_variants.texts(arch, SHOWN)
     found = ["| call | kernel | threads | registers | spilled | shared |", "| --- | --- | --: | --: | --: | --: |"]
-    for (text, launches), resources in zip(texts.items(), pool.map(compiled, texts), strict=True):
+    for (text, launches), (log, resources) in zip(texts.items(), pool.map(cuda_variants.compile_text, texts), strict=True):
         for launch in launches.values():
-            r = resources[launch.kernel]
+            r = resources.get(launch.kernel)
+            if r is None:
+                raise RuntimeError(log)
             found.append(
                 f"| {launch.first} | `{text.source}` {launch.kernel} | {launch.threads} | {r.registers} | {r.spilled} | "
                 f"{r.shared + launch.shared_bytes} |"
@@ -62,7 +58,7 @@ def lines(arch: int, pool: ProcessPoolExecutor) -> list[str]:
 def document(archs: list[int]) -> str:
     """The whole page."""
     page = HEAD + f"Compiler: {_core.cuda_state()['compiler'].partition(',')[0]}.\n"
-    with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn")) as pool:
+    with cuda_variants.compilers() as pool:
         for arch in archs:
             page += f"\n## sm_{arch}\n\n" + "\n".join(lines(arch, pool)) + "\n"
     return page

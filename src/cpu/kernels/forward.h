@@ -260,7 +260,7 @@ static void finish(const Job& job, const Sequence& s, int kv_head, int row, int 
     Softmax<V> state{select(sum == V(0.0f), V(no_maximum()), V(0.0f) - S::load(panel.minus_reference + l)), sum};
     V factor((job.features & DROPOUT) != 0 ? p.keep_scale : 1.0f);
     if (sinks != nullptr) {
-      V sink;
+      V sink(0.0f);
       for (int a = 0; a < W; a++) sink.x[a] = element<S>(sinks, job.sink_dtype, kv_head * p.group + (row + l + a) % p.group);
       const Softmax<V> before = state;
       state = add_sink(before, sink);
