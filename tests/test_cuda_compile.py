@@ -32,8 +32,8 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def pool(tmp_path_factory):
-    """They see what is on the path where wheels are tested, in a folder elsewhere; and a cache of NVRTC (12.9 and newer) that is new, because
-    what comes from it has no report."""
+    """They see what is on the path where wheels are tested, in a folder elsewhere; and a new cache of NVRTC's own (12.9 and newer):
+    what comes from that has no report."""
     with pytest.MonkeyPatch.context() as patch, cuda_variants.compilers() as made:
         patch.setattr(sys, "path", [folder for folder in sys.path if Path(folder).resolve() != ROOT])
         patch.setenv("CUDA_CACHE_PATH", str(tmp_path_factory.mktemp("nvrtc")))
