@@ -176,13 +176,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, FA_BLOCKS)
   const auto g_panel = [&](int stage) { return GPanel{q_panel(stage).base + QPanel::BYTES}; };
   const auto lse_at = [&](int stage) { return q_panel(stage).base + QPanel::BYTES + GPanel::BYTES; };
   const int q_width = copy_width(a.q, p.q), g_width = copy_width(a.dout, p.dout);
-  const auto fetch_dout = [&](int head, int row0, int stage) {
-    const Interval<int> present{0, mask.rows - row0};
-    fill<THREADS>(g_panel(stage), present, p.value_dim, g_width, rows_from(sequence, a.dout, p.dout, row0, head));
-  };
-  const auto fetch_rows = [&](int head, int row0, int stage) {
+  const auto fetch = [&](int head, int row0, int stage) {
     const int count = mask.rows - row0;
     fill<THREADS>(q_panel(stage), Interval<int>{0, count}, p.dim, q_width, rows_from(sequence, a.q, p.q, row0, head));
+    fill<THREADS>(g_panel(stage), Interval<int>{0, count}, p.value_dim, g_width, rows_from(sequence, a.dout, p.dout, row0, head));
     const int i = static_cast<int>(threadIdx.x);
     if (i < 2 * BM) {
       const int r = i % BM;
@@ -192,13 +189,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, FA_BLOCKS)
   };
   static_assert(2 * BM <= THREADS);
 
-  int head = kv_head * p.group, row0 = first_step * BM, stage = 0;
-  bool begins = true;
   fill<THREADS>(k_panel, Interval<int>{0, keys}, p.dim, copy_width(a.k, p.k), keys_from(p, sequence, a.k, p.k, key0, kv_head));
-  if (row_steps > 0) fetch_rows(head, row0, 0);
-  commit();
   fill<THREADS>(v_panel, Interval<int>{0, keys}, p.value_dim, copy_width(a.v, p.v), keys_from(p, sequence, a.v, p.v, key0, kv_head));
-  if (row_steps > 0) fetch_dout(head, row0, 0);
+  int head = kv_head * p.group, row0 = first_step * BM, stage = 0;
+  if (row_steps > 0) fetch(head, row0, 0);
   commit();
 
   float dk[OT][KO][4], dv[OT][VO][4];
@@ -210,16 +204,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, FA_BLOCKS)
 
 #pragma unroll 1
   while (row_steps > 0 && head <= last_head) {
-    if (begins)
-      wait<1>();  // V and the first rows of dout may come during the first products
-    else
-      wait<0>();
+    wait<0>();
     if (threadIdx.x < BM) refer(lse_at(stage) + threadIdx.x * 4);  // this thread copied it
     __syncthreads();                                               // this step's rows are there, and everybody has left the step before
     const bool same_head = row0 + BM < (first_step + row_steps) * BM;
     const int next_head = same_head ? head : head + 1, next_row = same_head ? row0 + BM : first_step * BM;
     if constexpr (STAGES == 2) {
-      if (next_head <= last_head) fetch_rows(next_head, next_row, stage ^ 1), fetch_dout(next_head, next_row, stage ^ 1);
+      if (next_head <= last_head) fetch(next_head, next_row, stage ^ 1);
       commit();
     }
     const Elements elements(p, a, sequence, head);
@@ -234,11 +225,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, FA_BLOCKS)
     score_tile(s, weights, elements, row0 + lane_row, key0 + lane_key, edge);
     weigh(s, lse, elements.unit());
     if constexpr (DROPS) decide(weights, elements, row0 + lane_row, key0 + lane_key);
-    if (begins) {
-      wait<STAGES - 1>();
-      __syncthreads();
-      begins = false;
-    }
 
     // P and dS of the warp's own rows are operands as they stand
     const Tiles<GPanel> g_own = Tiles<GPanel>::straight(g_panel(stage), warp_row);
@@ -308,7 +294,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, FA_BLOCKS)
     }
     if constexpr (STAGES == 1) {
       __syncthreads();
-      if (next_head <= last_head) fetch_rows(next_head, next_row, 0), fetch_dout(next_head, next_row, 0);
+      if (next_head <= last_head) fetch(next_head, next_row, 0);
       commit();
     }
     head = next_head, row0 = next_row;
