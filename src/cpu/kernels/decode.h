@@ -39,7 +39,7 @@ static DecodeScratch<T> decode_scratch(const Params& p, int kv_heads, int rows, 
   const Int64 all = static_cast<Int64>(kv_heads) * rows;
   DecodeScratch<T> r;
   r.blocks_of_head = divide_up(rows, DECODE_BLOCK);
-  r.q_rows = round_up(divide_up(rows, r.blocks_of_head), 2);
+  r.q_rows = round_up(divide_up(rows, max(r.blocks_of_head, 1)), 2);
   r.q_width = round_up(p.dim, 2 * S::W);
   r.out_width = round_up(p.value_dim, 2 * S::W);
   Scratch memory{static_cast<char*>(base)};
