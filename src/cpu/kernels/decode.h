@@ -389,8 +389,7 @@ static void decode_keys(const DecodeScratch<T>& w, const Job& job, const Sequenc
   const DecodeProducts<T> few = decode_products<S, T>(rows / w.blocks_of_head), many = decode_products<S, T>(most);
   const DecodeSource<T> k{key_rows<T>(job, s, Role::k, p.k, head0), p.k.head, p.dim, w.q_width, w.k};
   const DecodeSource<T> v{key_rows<T>(job, s, Role::v, p.v, head0), p.v.head, p.value_dim, w.out_width, w.v};
-  const int chains = decode_chains<S>(most),
-            k_calls = blocks * (DECODE_KEYS / output_keys<S>(chains)) * divide_up(w.out_width, chains * S::W);
+  const int k_calls = blocks * output_calls<S>(most, w.out_width);
   const int v_calls = blocks * score_calls<S, T>(most, w.q_width);
   Ahead ahead_k{}, ahead_v{};
   DecodeTile<T> tile{};

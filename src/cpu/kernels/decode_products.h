@@ -271,6 +271,15 @@ template <class S, class T, int B>
 static void decode_output(const DecodeBlock& block, const T* v, Int64 v_row, int n, Ahead& ahead) {
   decode_output_from<S, T, B, decode_chains<S>(B)>(0, block, v, v_row, n, ahead);
 }
+// Calls of fetch() in it, for a whole tile.
+template <class S>
+static int output_calls(int rows, int width) {
+  int calls = 0, t = 0;
+  for (int chains = decode_chains<S>(rows); chains >= 2; chains /= 2) {
+    for (; t + chains * S::W <= width; t += chains * S::W) calls += DECODE_KEYS / output_keys<S>(chains);
+  }
+  return calls;
+}
 template <class T>
 struct DecodeProducts {
   void (*scores)(const DecodeBlock& block, const T* k, Int64 k_row, float* dots, Ahead& ahead);
