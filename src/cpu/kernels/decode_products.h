@@ -1,6 +1,6 @@
 // The two products of decode: a tile of 16 keys with a block of at most 6 rows of a kv head. Lanes hold elements of a head.
 // Scores   one row in a vector, or two with half of the elements each: then two or three steps of shuffles, not three or four, add up
-//          the lanes, and they stay in registers (16 lanes: 32 -> 21 cycles a key for 4 rows of 64).
+//          the lanes, and they stay in registers (16 lanes: 21 cycles a key instead of 32 for 4 rows of 64).
 // Output   lanes are elements of O, so nothing is added up.
 // Memory   fetch() brings later rows near, a few lines between products: the processor drops prefetches that come in bursts.
 #pragma once
