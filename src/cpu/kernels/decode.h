@@ -1,179 +1,20 @@
 // Attention of few query rows against many keys: a task writes the result of a range of keys, a merge launch joins them.
 // Tile     16 keys x all rows of the task, in blocks of at most 6 rows. Rows of a kv head are position * group + member of the group.
 // Who      one worker a task: keys [first, end) of one kv head, or of all of them (task.head = -1) where a token's heads lie side by
-//          side, because memory is then read in order. Lanes hold elements of a head: the rows are too few to fill them.
+//          side, because memory is then read in order. The products are in decode_products.h.
 // Memory   K and V are read in place, once; a tile that cannot be (last keys, two pages, padded dim) is copied first. Scratch: Q and O
 //          of the rows, the scores of a tile.
 // Speed    bound by memory while rows are few, by FMA from then on (docs/performance.md). A tile of V is prefetched while scores are
-//          made, the next tile of K while V is summed, a few lines at a time: prefetching a tile at one go stops the loads behind it, so
-//          that the time of memory adds to that of arithmetic instead of hiding behind it (1.6 times as long).
+//          made, the next tile of K while V is summed, a few lines at a time: a tile prefetched at one go stops the loads behind it or is
+//          dropped in part, so that the time of memory adds to that of arithmetic instead of hiding behind it (1.6 times as long).
 // Per tile: the scores of all rows, their softmax against a reference that moves lazily (forward.h), then O += P V. The sink enters in
 // part 0 alone.
 #pragma once
+#include "cpu/kernels/decode_products.h"
 #include "cpu/kernels/panel.h"
 
 namespace fa::cpu {
 namespace {
-
-// Half `side` of the 2 W elements at p, as floats. Both halves together hold each element once; those of bf16 are the even and the odd
-// elements, which takes half the instructions of widening in order. Q, K, V and O all follow it.
-template <class S, class T>
-FA_FN typename S::F half_of(const T* p, int side) {
-  return S::widen(p + side * S::W);
-}
-template <class S>
-FA_FN typename S::F half_of(const Bf16* p, int side) {
-  const typename S::U words = load_any<typename S::U>(p);
-  return as_float(side == 0 ? words << 16 : words & typename S::U(0xffff0000u));
-}
-// Which of the 2 W elements lane `lane` of half `side` holds; the pointer only names the type.
-template <class S, class T>
-FA_FN int element_of(const T*, int side, int lane) {
-  return side * S::W + lane;
-}
-template <class S>
-FA_FN int element_of(const Bf16*, int side, int lane) {
-  return 2 * lane + side;
-}
-
-// Rows of K or V that are brought near in the order of memory, `lines` cache lines a call.
-struct Ahead {
-  const char *at, *end;  // of the present row
-  Int64 gap, step;       // from its end to the next row, from row to row
-  int rows, lines;
-};
-FA_FN void fetch(Ahead& ahead) {
-  const char* at = ahead.at;
-  for (int i = 0; i < ahead.lines; i++) {
-    __builtin_prefetch(at, 0, 2);
-    at += 64;
-    if (at >= ahead.end) {
-      if (--ahead.rows <= 0) ahead.lines = 0;
-      at = ahead.end + ahead.gap;
-      ahead.end += ahead.step;
-    }
-  }
-  ahead.at = at;
-}
-
-// A block of rows of one kv head. Its Q and O are [half of 2 W elements][row][lane], its scores, then probabilities, [row][key].
-struct DecodeBlock {
-  float *q, *out, *scores;
-  int q_width, out_width;  // elements of a row with its padding
-  int rows;
-};
-// As many sums at a time as the register block of the instruction set has, a power of two for each row.
-template <class S>
-constexpr int decode_chains(int rows) {
-  int n = 8;
-  while (n > 2 && n * rows > S::MR * S::NV) n /= 2;
-  return n;
-}
-
-// Scores of B rows: products lane by lane into dots[key][row], then their sums.
-template <class S, class T, int B>
-static void decode_scores(const DecodeBlock& block, const T* k, Int64 k_row, float* dots, Ahead& ahead) {
-  using F = typename S::F;
-  constexpr int W = S::W, C = decode_chains<S>(B);
-  for (int i = 0; i < DECODE_KEYS; i += C) {
-    fetch(ahead);
-    F x[C][B];
-    UNROLL
-    for (int a = 0; a < C; a++) {
-      UNROLL
-      for (int g = 0; g < B; g++) x[a][g] = F(0.0f);
-    }
-    const T* row = k + i * k_row;
-    const float* q = block.q;
-    for (int t = 0; t < block.q_width; t += 2 * W) {
-      UNROLL
-      for (int side = 0; side < 2; side++) {
-        F key[C];
-        UNROLL
-        for (int a = 0; a < C; a++) key[a] = half_of<S>(row + a * k_row + t, side);
-        UNROLL
-        for (int g = 0; g < B; g++) {
-          const F query = in_register(S::load(q));
-          q += W;
-          UNROLL
-          for (int a = 0; a < C; a++) x[a][g] = fma(query, key[a], x[a][g]);
-        }
-      }
-    }
-    UNROLL
-    for (int a = 0; a < C; a++) {
-      UNROLL
-      for (int g = 0; g < B; g++) S::store(dots + ((i + a) * B + g) * W, x[a][g]);
-    }
-  }
-  for (int g = 0; g < B; g++) {
-    for (int i = 0; i < DECODE_KEYS; i += W) {
-      F r[W];
-      UNROLL
-      for (int a = 0; a < W; a++) r[a] = S::load(dots + ((i + a) * B + g) * W);
-      S::store(block.scores + g * DECODE_KEYS + i, S::lane_sums(r));
-    }
-  }
-}
-
-// O += P V of B rows and n keys, C halves of 2 W elements at a time.
-template <class S, class T, int B, int C>
-FA_FN void decode_output_piece(const float* p, const T* v, Int64 v_row, int n, float* out) {
-  using F = typename S::F;
-  constexpr int W = S::W;
-  F x[C][B];
-  UNROLL
-  for (int c = 0; c < C; c++) {
-    UNROLL
-    for (int g = 0; g < B; g++) x[c][g] = S::load(out + (c * B + g) * W);
-  }
-  for (int i = 0; i < n; i++) {
-    F value[C];
-    UNROLL
-    for (int c = 0; c < C; c++) value[c] = half_of<S>(v + c / 2 * 2 * W, c % 2);
-    UNROLL
-    for (int g = 0; g < B; g++) {
-      const F weight = S::bcast(p + g * DECODE_KEYS + i);
-      UNROLL
-      for (int c = 0; c < C; c++) x[c][g] = fma(weight, value[c], x[c][g]);
-    }
-    v += v_row;
-  }
-  UNROLL
-  for (int c = 0; c < C; c++) {
-    UNROLL
-    for (int g = 0; g < B; g++) S::store(out + (c * B + g) * W, x[c][g]);
-  }
-}
-template <class S, class T, int B>
-static void decode_output(const DecodeBlock& block, const T* v, Int64 v_row, int n, Ahead& ahead) {
-  constexpr int W = S::W, C = decode_chains<S>(B);
-  int t = 0;
-  for (; t + C * W <= block.out_width; t += C * W) {
-    fetch(ahead);
-    decode_output_piece<S, T, B, C>(block.scores, v + t, v_row, n, block.out + t * B);
-  }
-  for (; t < block.out_width; t += 2 * W) {
-    fetch(ahead);
-    decode_output_piece<S, T, B, 2>(block.scores, v + t, v_row, n, block.out + t * B);
-  }
-}
-template <class T>
-struct DecodeProducts {
-  void (*scores)(const DecodeBlock& block, const T* k, Int64 k_row, float* dots, Ahead& ahead);
-  void (*output)(const DecodeBlock& block, const T* v, Int64 v_row, int n, Ahead& ahead);
-};
-template <class S, class T>
-static DecodeProducts<T> decode_products(int rows) {
-  switch (rows) {
-    case 1: return {decode_scores<S, T, 1>, decode_output<S, T, 1>};
-    case 2: return {decode_scores<S, T, 2>, decode_output<S, T, 2>};
-    case 3: return {decode_scores<S, T, 3>, decode_output<S, T, 3>};
-    case 4: return {decode_scores<S, T, 4>, decode_output<S, T, 4>};
-    case 5: return {decode_scores<S, T, 5>, decode_output<S, T, 5>};
-    default: return {decode_scores<S, T, 6>, decode_output<S, T, 6>};
-  }
-}
 
 // One row of the task.
 struct DecodeRow {
@@ -189,8 +30,8 @@ struct DecodeScratch {
   DecodeRow* rows;
   DecodeBlock* blocks;
   float *q, *out, *scores, *sums, *dots, *bias;
-  T *k, *v;  // copied tiles
-  int blocks_of_head, q_width, out_width;
+  T *k, *v;                                        // copied tiles
+  int blocks_of_head, q_rows, q_width, out_width;  // q_rows: of a block, in pairs
   size_t bytes;
 };
 template <class S, class T>
@@ -198,12 +39,13 @@ static DecodeScratch<T> decode_scratch(const Params& p, int kv_heads, int rows, 
   const Int64 all = static_cast<Int64>(kv_heads) * rows;
   DecodeScratch<T> r;
   r.blocks_of_head = divide_up(rows, DECODE_BLOCK);
+  r.q_rows = round_up(divide_up(rows, max(r.blocks_of_head, 1)), 2);
   r.q_width = round_up(p.dim, 2 * S::W);
   r.out_width = round_up(p.value_dim, 2 * S::W);
   Scratch memory{static_cast<char*>(base)};
   r.rows = memory.take<DecodeRow>(all);
   r.blocks = memory.take<DecodeBlock>(kv_heads * r.blocks_of_head);
-  r.q = memory.take<float>(all * r.q_width);
+  r.q = memory.take<float>(static_cast<Int64>(kv_heads) * r.blocks_of_head * r.q_rows * r.q_width);
   r.out = memory.take<float>(all * r.out_width);
   r.scores = memory.take<float>(all * DECODE_KEYS);
   r.sums = memory.take<float>(all * S::W);
@@ -284,65 +126,107 @@ template <class S>
 __attribute__((noinline)) static void raise_reference(DecodeRow& row, int out_width, typename S::F top) {
   float highest = top.x[0];
   for (int i = 1; i < S::W; i++) highest = max(highest, top.x[i]);
-  const typename S::F factor(rescale(row.reference, highest));
+  const typename S::F factor = rescale(typename S::F(row.reference), typename S::F(highest));  // scalar exp2 is slow where it is 0
   row.reference = highest;
   S::store(row.sum, factor * S::load(row.sum));
   float* out = row.out;
   for (int t = 0; t < out_width; t += S::W, out += row.out_step) S::store(out, factor * S::load(out));
 }
 
-// Products of one row and keys [key, key + n) of a tile become probabilities.
-template <class S>
-static void weigh_row(DecodeRow& row, const Job& job, const Sequence& s, int key, int n, int out_width, float* scores, float* bias) {
+// Products of R rows and keys [key, key + n) of a tile become probabilities: several rows at once hide the latency of exp2.
+template <class S, int R>
+static void weigh_rows(DecodeRow* rows, const Job& job, const Sequence& s, int key, int n, int out_width, float* scores, float* bias) {
   using F = typename S::F;
   using I = typename S::I;
   constexpr int W = S::W, N = DECODE_KEYS / W;
-  F x[N];
+  F x[R][N], top[R];
   UNROLL
-  for (int i = 0; i < N; i++) x[i] = S::load(scores + i * W);
+  for (int r = 0; r < R; r++) {
+    UNROLL
+    for (int i = 0; i < N; i++) x[r][i] = S::load(scores + r * DECODE_KEYS + i * W);
+  }
   F unit(score_unit<0>(job.params.score));
   if ((job.features & CHANGES_SCORE) != 0) {
-    change_scores<S>(x, job, s, row, key, n, bias);
+    UNROLL
+    for (int r = 0; r < R; r++) change_scores<S>(x[r], job, s, rows[r], key, n, bias);
     unit = F(score_unit<NATURAL>(job.params.score));
   }
-  if (row.keys.first > key || row.keys.end < key + DECODE_KEYS || n < DECODE_KEYS) {
-    const I before(row.keys.first - 1), end(min(row.keys.end, key + n));
+  bool edge = n < DECODE_KEYS;
+  for (int r = 0; r < R; r++) edge = edge || rows[r].keys.first > key || rows[r].keys.end < key + DECODE_KEYS;
+  if (edge) {
     UNROLL
-    for (int i = 0; i < N; i++) {
-      const I here = lanes_from<S>(key + i * W);
-      x[i] = select((here > before) & (end > here), x[i] * unit, F(hidden()));
+    for (int r = 0; r < R; r++) {
+      const I before(rows[r].keys.first - 1), end(min(rows[r].keys.end, key + n));
+      UNROLL
+      for (int i = 0; i < N; i++) {
+        const I here = lanes_from<S>(key + i * W);
+        x[r][i] = select((here > before) & (end > here), x[r][i] * unit, F(hidden()));
+      }
     }
     unit = F(1.0f);
   }
-  F top = x[0];
+  Flags<W> high = {};
   UNROLL
-  for (int i = 1; i < N; i++) top = max(top, x[i]);
-  top = top * unit;
-  if (__builtin_expect(any(top > F(row.reference + 16.0f)), 0)) raise_reference<S>(row, out_width, top);
+  for (int r = 0; r < R; r++) {
+    top[r] = x[r][0];
+    UNROLL
+    for (int i = 1; i < N; i++) top[r] = max(top[r], x[r][i]);
+    top[r] = top[r] * unit;
+    high = high | (top[r] > F(rows[r].reference + 16.0f));
+  }
+  if (__builtin_expect(any(high), 0)) {
+    UNROLL
+    for (int r = 0; r < R; r++) {
+      if (any(top[r] > F(rows[r].reference + 16.0f))) raise_reference<S>(rows[r], out_width, top[r]);
+    }
+  }
+  F e[R * N];
   UNROLL
-  for (int i = 0; i < N; i++) x[i] = fma(x[i], unit, F(0.0f - row.reference));
-  exp2_of(x);
-  F sum = S::load(row.sum);
+  for (int r = 0; r < R; r++) {
+    UNROLL
+    for (int i = 0; i < N; i++) e[r * N + i] = fma(x[r][i], unit, F(0.0f - rows[r].reference));
+  }
+  exp2_of(e);
   UNROLL
-  for (int i = 0; i < N; i++) sum = sum + x[i];
-  S::store(row.sum, sum);
-  if ((job.features & DROPOUT) != 0) drop_row<S>(x, job, s, row, key);
-  UNROLL
-  for (int i = 0; i < N; i++) S::store(scores + i * W, x[i]);
+  for (int r = 0; r < R; r++) {
+    F sum = S::load(rows[r].sum);
+    UNROLL
+    for (int i = 0; i < N; i++) {
+      x[r][i] = e[r * N + i];
+      sum = sum + x[r][i];
+    }
+    S::store(rows[r].sum, sum);
+    if ((job.features & DROPOUT) != 0) drop_row<S>(x[r], job, s, rows[r], key);
+    UNROLL
+    for (int i = 0; i < N; i++) S::store(scores + r * DECODE_KEYS + i * W, x[r][i]);
+  }
+}
+template <class S>
+static void weigh_tile(DecodeRow* rows, int n_rows, const Job& job, const Sequence& s, int key, int n, int out_width, float* scores,
+                       float* bias) {
+  constexpr int R = 4 * S::W / DECODE_KEYS;  // four vectors
+  int r = 0;
+  for (; r + R <= n_rows; r += R) weigh_rows<S, R>(rows + r, job, s, key, n, out_width, scores + r * DECODE_KEYS, bias);
+  for (; r < n_rows; r++) weigh_rows<S, 1>(rows + r, job, s, key, n, out_width, scores + r * DECODE_KEYS, bias);
 }
 
-// A row as floats in the order of half_of(), `step` from half to half, zeros behind its elements.
-template <class S, class T>
-static void widen_row(const T* row, int dim, int width, float* to, int step) {
+// Row g of a block's Q as floats, in the order of part_of().
+template <class S, class T, int R>
+static void load_query(const DecodeBlock& block, int g, const T* row, int dim) {
   constexpr int W = S::W;
-  for (int t = 0; t < width; t += 2 * W) {
+  float* to = block.q + g / R * W + g % R * (W / 2);
+  for (int t = 0; t < block.q_width; t += 2 * W) {
     const T* from = row + t;
     T tail[2 * W] = {};
     if (t + 2 * W > dim) {
       __builtin_memcpy(tail, from, sizeof(T) * static_cast<size_t>(dim - t));
       from = tail;
     }
-    for (int side = 0; side < 2; side++, to += step) S::store(to, half_of<S>(from, side));
+    for (int part = 0; part < 2 * R; part++, to += divide_up(block.rows, R) * W) {
+      const typename S::F x = part_of<S, R>(from, part);
+      S::store_half(to, x, 0);
+      if (R == 1) S::store_half(to + W / 2, x, 1);
+    }
   }
 }
 // O of a row times `factor`, into the caller's array.
@@ -370,6 +254,7 @@ static void begin_rows(const DecodeScratch<T>& w, const Job& job, const Sequence
   const Params& p = job.params;
   const int rows = s.mask.rows * p.group;
   const T* queries = array_of<const T>(job, Role::q);
+  __builtin_memset(w.q, 0, sizeof(float) * static_cast<size_t>(kv_heads * w.blocks_of_head * w.q_rows * w.q_width));
   __builtin_memset(w.out, 0, sizeof(float) * static_cast<size_t>(kv_heads * rows * w.out_width));
   __builtin_memset(w.sums, 0, sizeof(float) * static_cast<size_t>(kv_heads * rows * S::W));
   for (int b = 0; b < kv_heads * w.blocks_of_head; b++) {
@@ -377,7 +262,7 @@ static void begin_rows(const DecodeScratch<T>& w, const Job& job, const Sequence
     const int first = rows * part / w.blocks_of_head, end = rows * (part + 1) / w.blocks_of_head;  // as equal as they come
     const int row = kv_head * rows + first, step = (end - first) * S::W;
     const DecodeBlock block{
-        w.q + row * w.q_width, w.out + row * w.out_width, w.scores + row * DECODE_KEYS, w.q_width, w.out_width, end - first};
+        w.q + b * w.q_rows * w.q_width, w.out + row * w.out_width, w.scores + row * DECODE_KEYS, w.q_width, w.out_width, end - first};
     w.blocks[b] = block;
     for (int g = 0; g < block.rows; g++) {
       const int position = (first + g) / p.group, head = (head0 + kv_head) * p.group + (first + g) % p.group;
@@ -390,7 +275,12 @@ static void begin_rows(const DecodeScratch<T>& w, const Job& job, const Sequence
                                   block.out + g * S::W,
                                   step};
       if (keys.first < keys.end) {
-        widen_row<S>(queries + row_offset(p.q, s, position, head), p.dim, w.q_width, block.q + g * S::W, step);
+        const T* query = queries + row_offset(p.q, s, position, head);
+        if (rows_together<S, T>(block.rows) == 1) {
+          load_query<S, T, 1>(block, g, query, p.dim);
+        } else {
+          load_query<S, T, 2>(block, g, query, p.dim);
+        }
       }
     }
   }
@@ -409,8 +299,12 @@ static void finish_rows(const DecodeScratch<T>& w, const Job& job, const Task& t
     float sum = row.sum[0];
     for (int l = 1; l < S::W; l++) sum += row.sum[l];
     Softmax<float> state{row.reference, sum};
-    if (sinks != nullptr) state = add_sink(state, element<S>(sinks, job.sink_dtype, row.head));
-    float factor = rescale(row.reference, state.max) * inverse_sum(state);
+    float factor = 1.0f;
+    if (sinks != nullptr) {
+      state = add_sink(state, element<S>(sinks, job.sink_dtype, row.head));
+      factor = rescale(row.reference, state.max);
+    }
+    factor *= inverse_sum(state);
     if ((job.features & DROPOUT) != 0) factor *= p.keep_scale;
     // NaN stays NaN: a part whose lse is -inf counts for nothing.
     if (lse != nullptr) lse[part + s.lse_base + row.head * p.lse_head + row.position] = sum == sum ? log_sum_exp(state) : sum;
@@ -495,8 +389,8 @@ static void decode_keys(const DecodeScratch<T>& w, const Job& job, const Sequenc
   const DecodeProducts<T> few = decode_products<S, T>(rows / w.blocks_of_head), many = decode_products<S, T>(most);
   const DecodeSource<T> k{key_rows<T>(job, s, Role::k, p.k, head0), p.k.head, p.dim, w.q_width, w.k};
   const DecodeSource<T> v{key_rows<T>(job, s, Role::v, p.v, head0), p.v.head, p.value_dim, w.out_width, w.v};
-  const int k_calls = blocks * divide_up(w.out_width, decode_chains<S>(most) * S::W);
-  const int v_calls = blocks * (DECODE_KEYS / decode_chains<S>(most));
+  const int k_calls = blocks * output_calls<S>(most, w.out_width);
+  const int v_calls = blocks * score_calls<S, T>(most, w.q_width);
   Ahead ahead_k{}, ahead_v{};
   DecodeTile<T> tile{};
   for (int key = keys.first, n; key < keys.end; key += n) {
@@ -509,7 +403,7 @@ static void decode_keys(const DecodeScratch<T>& w, const Job& job, const Sequenc
       if (b % w.blocks_of_head == 0) tile = tile_of(k, b / w.blocks_of_head, key, n, 0u);
       (block.rows == most ? many : few).scores(block, tile.data, tile.row, w.dots, ahead_v);
     }
-    for (int r = 0; r < kv_heads * rows; r++) weigh_row<S>(w.rows[r], job, s, key, n, w.out_width, w.scores + r * DECODE_KEYS, w.bias);
+    weigh_tile<S>(w.rows, kv_heads * rows, job, s, key, n, w.out_width, w.scores, w.bias);
     aim(ahead_k, k, kv_heads, key + n, min(DECODE_KEYS, keys.end - key - n), k_calls);
     for (int b = 0; b < blocks; b++) {
       const DecodeBlock& block = w.blocks[b];

@@ -4,7 +4,7 @@
 //          registers, and a mask is a comparison of lanes.
 // Memory   K and V are widened once a worker and head into tiles of an odd pitch (strided rows miss the TLB and collide in the caches:
 //          15 - 20 % of the time) and reused by all tasks of the head that the worker runs. Scratch is bounded by FORWARD_PACKED_BYTES.
-// Speed    81 - 86 % of the FMA peak on AVX2 (docs/performance.md). Softmax is fused into the score block: one fma, exp2, a sum and a
+// Speed    76 - 87 % of the FMA peak (docs/performance.md). Softmax is fused into the score block: one fma, exp2, a sum and a
 //          store an element. What the fma subtracts is no running maximum but any value within 2^16 of it (P <= 2^16 costs no
 //          precision), so O is practically never rescaled. (Accumulators that start at minus this reference, with the scale in Q, save
 //          the fma, 0.5 - 1 %, but every product is then rounded at the reference's size: up to 8 times the error.)
@@ -35,65 +35,67 @@ struct ForwardTile {
   int depth, value_dim;  // lanes of a row of K, rows of O^T
   int key;               // of row 0 of the tile
   int from, to, clear_from, clear_to;
+  int begin;  // the first row whose P is not yet part of O
   ScoreT<float> score;
 };
 
 // Moves the reference of each lane up by `by` >= 0: what has been summed shrinks. Rare.
-template <class S>
-__attribute__((noinline)) static void raise_reference(ForwardPanel<S>& panel, const typename S::F (&by)[S::NV], const ForwardTile<S>& t,
+template <class S, int N>
+__attribute__((noinline)) static void raise_reference(ForwardPanel<S>& panel, const typename S::F (&by)[N], const ForwardTile<S>& t,
                                                       int p_rows) {
   constexpr int LANES = Panel<S>::LANES;
-  for (int j = 0; j < S::NV; j++) {
+  for (int j = 0; j < N; j++) {
+    const int lane = (S::NV - N + j) * S::W;
     const typename S::F factor = rescale(typename S::F(0.0f), by[j]);
-    float* sum = panel.sum + j * S::W;
+    float* sum = panel.sum + lane;
     S::store(sum, factor * S::load(sum));
-    for (int i = 0; i < t.value_dim; i++) S::store(t.out + i * LANES + j * S::W, factor * S::load(t.out + i * LANES + j * S::W));
-    for (int i = t.from / S::STEP; i < p_rows / S::STEP; i++) S::scale_p(t.p + i * LANES + j * S::W, factor);
+    for (int i = 0; i < t.value_dim; i++) S::store(t.out + i * LANES + lane, factor * S::load(t.out + i * LANES + lane));
+    for (int i = t.begin / S::STEP; i < p_rows / S::STEP; i++) S::scale_p(t.p + i * LANES + lane, factor);
   }
 }
 
-// MR keys x one panel: scores, mask, exponentials, row sums; P^T is written.
-template <class S, unsigned F>
+// MR keys x the last N vectors of a panel: scores, mask, exponentials, row sums; P^T is written.
+template <class S, unsigned F, int N>
 FA_FN void score_block(ForwardPanel<S>& panel, const ForwardTile<S>& t, int i0) {
   using V = typename S::F;
-  constexpr int MR = S::MR, NV = S::NV, W = S::W, LANES = Panel<S>::LANES;
-  V c[MR][NV];
-  products<S>(c, t.k + i0 * t.k_pitch, t.k_pitch, t.q, LANES, t.depth);
+  constexpr int MR = S::MR, W = S::W, LANES = Panel<S>::LANES, L0 = LANES - N * W;
+  V c[MR][N];
+  products<S>(c, t.k + i0 * t.k_pitch, t.k_pitch, t.q + L0, LANES, t.depth);
   const V unit(score_unit<F>(t.score));
   UNROLL
-  for (int j = 0; j < NV; j++) {
-    const V reference = S::load(panel.minus_reference + j * W), slope = S::load(panel.slope + j * W);
-    const typename S::I diagonal = S::load(panel.diagonal + j * W);
+  for (int j = 0; j < N; j++) {
+    const V reference = S::load(panel.minus_reference + L0 + j * W), slope = S::load(panel.slope + L0 + j * W);
+    const typename S::I diagonal = S::load(panel.diagonal + L0 + j * W);
     UNROLL
     for (int i = 0; i < MR; i++) {
       const V distance = (F & ALIBI) != 0 ? to_float(abs(diagonal - typename S::I(t.key + i0 + i))) : V(0.0f);
-      const V bias = (F & BIAS) != 0 ? S::load(t.bias + (i0 + i) * LANES + j * W) : V(0.0f);
+      const V bias = (F & BIAS) != 0 ? S::load(t.bias + (i0 + i) * LANES + L0 + j * W) : V(0.0f);
       c[i][j] = fma(score<F>(c[i][j], t.score, slope, distance, bias), unit, reference);
     }
   }
   if (i0 < t.clear_from || i0 + MR > t.clear_to) hide<S, MR>(c, panel, t.key + i0);
 
-  V top[NV];
+  V top[N];
   UNROLL
-  for (int j = 0; j < NV; j++) {
+  for (int j = 0; j < N; j++) {
     top[j] = c[0][j];
     UNROLL
     for (int i = 1; i < MR; i++) top[j] = max(top[j], c[i][j]);
   }
   V highest = top[0];
   UNROLL
-  for (int j = 1; j < NV; j++) highest = max(highest, top[j]);
+  for (int j = 1; j < N; j++) highest = max(highest, top[j]);
   if (__builtin_expect(panel.waiting || any(highest > V(16.0f)), 0)) {
     // A lane that sees its first keys takes their maximum as reference; others only ever move up.
-    V by[NV];
+    V by[N];
     Flags<W> still = {}, moved = {};
     UNROLL
-    for (int j = 0; j < NV; j++) {
-      const Flags<W> fresh = S::load(panel.sum + j * W) == V(0.0f), seen = top[j] > V(no_maximum());
+    for (int j = 0; j < N; j++) {
+      const Flags<W> fresh = S::load(panel.sum + L0 + j * W) == V(0.0f), seen = top[j] > V(no_maximum());
       const V move = select(fresh, select(seen, top[j], V(0.0f)), max(V(0.0f), top[j]));
-      const V before = S::load(panel.minus_reference + j * W), after = before - move;
+      const V before = S::load(panel.minus_reference + L0 + j * W), after = before - move;
       const V moved_by = before - after;  // as it was rounded
-      S::store(panel.minus_reference + j * W, after);
+      S::store(panel.minus_reference + L0 + j * W, after);
       UNROLL
       for (int i = 0; i < MR; i++) c[i][j] = c[i][j] - moved_by;
       by[j] = select(fresh, V(0.0f), moved_by);
@@ -104,43 +106,78 @@ FA_FN void score_block(ForwardPanel<S>& panel, const ForwardTile<S>& t, int i0) 
     panel.waiting = any(still);
   }
 
-  V sum[NV];
+  V sum[N];
   UNROLL
   for (int i = 0; i < MR; i += 2) {  // two keys at a time: enough vectors in flight to hide the latency of exp2
-    V e[2 * NV];
+    V e[2 * N];
     UNROLL
-    for (int j = 0; j < NV; j++) {
+    for (int j = 0; j < N; j++) {
       e[2 * j] = c[i][j];
       e[2 * j + 1] = c[i + 1][j];
     }
     exp2_of(e);
     UNROLL
-    for (int j = 0; j < NV; j++) {
+    for (int j = 0; j < N; j++) {
       const V both = e[2 * j] + e[2 * j + 1];
       sum[j] = i == 0 ? both : sum[j] + both;
-      typename S::Lane* p = t.p + (i0 + i) / S::STEP * LANES + j * W;
+      typename S::Lane* p = t.p + (i0 + i) / S::STEP * LANES + L0 + j * W;
       S::store_p(p, e[2 * j], e[2 * j + 1]);
       if constexpr (S::STEP == 1) S::store_p(p + LANES, e[2 * j + 1], e[2 * j + 1]);
     }
   }
   UNROLL
-  for (int j = 0; j < NV; j++) S::store(panel.sum + j * W, S::load(panel.sum + j * W) + sum[j]);
+  for (int j = 0; j < N; j++) S::store(panel.sum + L0 + j * W, S::load(panel.sum + L0 + j * W) + sum[j]);
 }
-template <class S, unsigned F>
-static void score_tile(ForwardPanel<S>& panel, const ForwardTile<S>& t) {
-  for (int i = t.from; i < t.to; i += S::MR) score_block<S, F>(panel, t, i);
+template <class S, unsigned F, int N>
+static void score_part(ForwardPanel<S>& panel, const ForwardTile<S>& t) {
+  for (int i = t.from; i < t.to; i += S::MR) score_block<S, F, N>(panel, t, i);
 }
-template <class S>
-static void score_tile_of(unsigned features, ForwardPanel<S>& panel, const ForwardTile<S>& t) {
+template <class S, int N>
+static void score_part_of(unsigned features, ForwardPanel<S>& panel, const ForwardTile<S>& t) {
   switch (features & VARIANTS) {
-    case 0: return score_tile<S, 0>(panel, t);
-    case 1: return score_tile<S, 1>(panel, t);
-    case 2: return score_tile<S, 2>(panel, t);
-    case 3: return score_tile<S, 3>(panel, t);
-    case 4: return score_tile<S, 4>(panel, t);
-    case 5: return score_tile<S, 5>(panel, t);
-    case 6: return score_tile<S, 6>(panel, t);
-    default: return score_tile<S, 7>(panel, t);
+    case 0: return score_part<S, 0, N>(panel, t);
+    case 1: return score_part<S, 1, N>(panel, t);
+    case 2: return score_part<S, 2, N>(panel, t);
+    case 3: return score_part<S, 3, N>(panel, t);
+    case 4: return score_part<S, 4, N>(panel, t);
+    case 5: return score_part<S, 5, N>(panel, t);
+    case 6: return score_part<S, 6, N>(panel, t);
+    default: return score_part<S, 7, N>(panel, t);
+  }
+}
+// Vectors of the smallest part. Where a panel has two, one alone has too few sums to fill the pipes (nothing gained on AVX2).
+template <class S>
+constexpr int LEAST_PART = S::NV > 2 ? 1 : S::NV;
+// On the diagonal a tile falls into parts: the last rows are seen by the last N vectors of a panel alone, since a later row of queries
+// never sees less. The sums of the others stay as they are, which is what adding zeros would do.
+template <class S, int N>
+FA_FN int part_end(const ForwardPanel<S>& panel, const ForwardTile<S>& t) {
+  const int seen = panel.end[Panel<S>::LANES - (N - 1) * S::W - 1] - t.key;  // by the first of the N vectors
+  return N == LEAST_PART<S> || seen >= t.to ? t.to : max(t.from, round_up(max(seen, 0), S::MR));
+}
+template <class S, int N>
+static void score_tile(unsigned features, ForwardPanel<S>& panel, ForwardTile<S> t) {
+  const int end = t.to;
+  t.to = part_end<S, N>(panel, t);
+  if (t.to > t.from) score_part_of<S, N>(features, panel, t);
+  if constexpr (N > LEAST_PART<S>) {
+    t.from = t.to;
+    t.to = end;
+    if (t.from < end) score_tile<S, N - 1>(features, panel, t);
+  }
+}
+template <class S, int N>
+static void output_tile(const ForwardPanel<S>& panel, ForwardTile<S> t, const typename S::Lane* v, long v_pitch) {
+  constexpr int LANES = Panel<S>::LANES, L0 = LANES - N * S::W;
+  const int end = t.to, row = t.from / S::STEP;
+  t.to = part_end<S, N>(panel, t);
+  if (t.to > t.from) {
+    update_rows<S, N>(t.value_dim, t.out + L0, LANES, v + row * v_pitch, v_pitch, t.p + row * LANES + L0, LANES, (t.to - t.from) / S::STEP);
+  }
+  if constexpr (N > LEAST_PART<S>) {
+    t.from = t.to;
+    t.to = end;
+    if (t.from < end) output_tile<S, N - 1>(panel, t, v, v_pitch);
   }
 }
 // Dropped probabilities become 0; what is kept is scaled at the end, with 1 / sum.
@@ -332,16 +369,15 @@ static void forward(const Job& job, const Task& task, void* memory) {
       t.depth = divide_up(p.dim, S::STEP);
       t.value_dim = p.value_dim;
       t.key = first;
-      t.from = low / S::MR * S::MR;
+      t.from = t.begin = low / S::MR * S::MR;
       t.to = round_up(high, S::MR);
       t.clear_from = panel.all.first - first;
       t.clear_to = panel.all.end - first;
       t.score = p.score;
       if ((job.features & BIAS) != 0) load_bias<S>(panel, job, first, min(FORWARD_KEYS, s.mask.keys - first), w.bias);
-      score_tile_of<S>(job.features, panel, t);
+      score_tile<S, S::NV>(job.features, panel, t);
       if ((job.features & DROPOUT) != 0) drop_tile<S>(panel, job, t);
-      update_rows<S>(p.value_dim, t.out, LANES, v_tile + t.from / S::STEP * w.v_pitch, w.v_pitch, t.p + t.from / S::STEP * LANES, LANES,
-                     (t.to - t.from) / S::STEP);
+      output_tile<S, S::NV>(panel, t, v_tile, w.v_pitch);
     }
   }
 

@@ -62,12 +62,13 @@ static void set_rows(Panel<S>& panel, const Job& job, const Sequence& s, int hea
   }
 }
 
-// Score of hidden keys becomes hidden(): c[i][j] belongs to key + i.
-template <class S, int R>
-FA_FN void hide(typename S::F (&c)[R][S::NV], const Panel<S>& panel, int key) {
+// Score of hidden keys becomes hidden(): c[i][j] belongs to key + i and vector NV - N + j.
+template <class S, int R, int N>
+FA_FN void hide(typename S::F (&c)[R][N], const Panel<S>& panel, int key) {
   UNROLL
-  for (int j = 0; j < S::NV; j++) {
-    const typename S::I before = S::load(panel.before + j * S::W), end = S::load(panel.end + j * S::W);
+  for (int j = 0; j < N; j++) {
+    const int lane = (S::NV - N + j) * S::W;
+    const typename S::I before = S::load(panel.before + lane), end = S::load(panel.end + lane);
     UNROLL
     for (int i = 0; i < R; i++) {
       const typename S::I here(key + i);

@@ -26,29 +26,29 @@ FA_FN void accumulate(typename S::F (&c)[R][N], const typename S::Lane* a, long 
   }
 }
 
-// Products of MR rows of K with a panel, in chains of SCORE_CHAIN that are added at the end.
-template <class S>
-FA_FN void products(typename S::F (&c)[S::MR][S::NV], const typename S::Lane* k, long k_pitch, const typename S::Lane* q, long q_pitch,
+// Products of MR rows of K with N vectors of a panel, in chains of SCORE_CHAIN that are added at the end.
+template <class S, int N>
+FA_FN void products(typename S::F (&c)[S::MR][N], const typename S::Lane* k, long k_pitch, const typename S::Lane* q, long q_pitch,
                     int depth) {
-  constexpr int MR = S::MR, NV = S::NV;
+  constexpr int MR = S::MR;
   UNROLL
   for (int i = 0; i < MR; i++) {
     UNROLL
-    for (int j = 0; j < NV; j++) c[i][j] = typename S::F(0.0f);
+    for (int j = 0; j < N; j++) c[i][j] = typename S::F(0.0f);
   }
-  accumulate<S, MR, NV>(c, k, k_pitch, 1, q, q_pitch, min(depth, SCORE_CHAIN));
+  accumulate<S, MR, N>(c, k, k_pitch, 1, q, q_pitch, min(depth, SCORE_CHAIN));
   for (int t = SCORE_CHAIN; t < depth; t += SCORE_CHAIN) {
-    typename S::F d[MR][NV];
+    typename S::F d[MR][N];
     UNROLL
     for (int i = 0; i < MR; i++) {
       UNROLL
-      for (int j = 0; j < NV; j++) d[i][j] = typename S::F(0.0f);
+      for (int j = 0; j < N; j++) d[i][j] = typename S::F(0.0f);
     }
-    accumulate<S, MR, NV>(d, k + t, k_pitch, 1, q + t * q_pitch, q_pitch, min(depth - t, SCORE_CHAIN));
+    accumulate<S, MR, N>(d, k + t, k_pitch, 1, q + t * q_pitch, q_pitch, min(depth - t, SCORE_CHAIN));
     UNROLL
     for (int i = 0; i < MR; i++) {
       UNROLL
-      for (int j = 0; j < NV; j++) c[i][j] = c[i][j] + d[i][j];
+      for (int j = 0; j < N; j++) c[i][j] = c[i][j] + d[i][j];
     }
   }
 }
@@ -70,12 +70,12 @@ FA_FN void update_block(float* c, long c_row, const typename S::Lane* a, long a_
     for (int j = 0; j < N; j++) S::store(c + i * c_row + j * S::W, x[i][j]);
   }
 }
-// n rows of NV vectors, where A(i, t) = a[i + t * a_step]: O^T += V^T P^T, dQ^T += K^T dS^T. A block of fewer than MR - 2 rows has too
+// n rows of N vectors, where A(i, t) = a[i + t * a_step]: O^T += V^T P^T, dQ^T += K^T dS^T. A block of fewer than MR - 2 rows has too
 // few chains to fill the pipes, so a remainder is made of blocks of MR - 2 where that is possible.
-template <class S>
+template <class S, int N = S::NV>
 __attribute__((noinline)) static void update_rows(int n, float* c, long c_row, const typename S::Lane* a, long a_step,
                                                   const typename S::Lane* b, long b_row, int depth) {
-  constexpr int R = S::MR, N = S::NV;
+  constexpr int R = S::MR;
   int small = 0;
   while (small < R && n - small * (R - 2) >= 0 && (n - small * (R - 2)) % R != 0) small++;
   if (small == R || n < small * (R - 2)) small = 0;

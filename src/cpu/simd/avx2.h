@@ -8,6 +8,8 @@
 //   store_p        STEP rows of floats as one row of lanes; scale_p: lanes in place, times a factor; keep_p: one of
 //                  the STEP rows becomes 0 where not kept
 //   transpose      W x W in registers; lane_sums: lane i of the result = sum of the lanes of r[i]
+//   twice          half of W elements of the caller's array as floats, in both halves of the lanes; store_half: one half
+//   half_sums      lane i of each half of the result = sum of the lanes of that half of r[i]
 //
 // Register block 6 x 2: 12 accumulators + 2 operands + 1 broadcast = 15 of 16 registers; 12 independent FMA chains cover latency 4 x 2
 // pipes, and 8 loads go with 12 FMAs (2 loads a cycle are available). There is no 16-bit arithmetic: bf16 and f16 are widened to
@@ -102,6 +104,19 @@ struct Avx2 : FloatLanes<Avx2, 8> {
       b[i] = _mm256_add_ps(_mm256_shuffle_ps(a[2 * i], a[2 * i + 1], 0x44), _mm256_shuffle_ps(a[2 * i], a[2 * i + 1], 0xee));
     }
     return F(_mm256_add_ps(_mm256_permute2f128_ps(b[0], b[1], 0x20), _mm256_permute2f128_ps(b[0], b[1], 0x31)));
+  }
+  static FA_INLINE F twice(const float* p, int half) { return F(_mm256_broadcast_ps(reinterpret_cast<const __m128*>(p + 4 * half))); }
+  static FA_INLINE F twice(const Half* p, int half) {
+    const __m256 all = widen(p).x;
+    return F(half == 0 ? _mm256_insertf128_ps(all, _mm256_castps256_ps128(all), 1) : _mm256_permute2f128_ps(all, all, 0x11));
+  }
+  static FA_INLINE F half_sums(const F (&r)[4]) {
+    const __m256 a = _mm256_add_ps(_mm256_unpacklo_ps(r[0].x, r[1].x), _mm256_unpackhi_ps(r[0].x, r[1].x));
+    const __m256 b = _mm256_add_ps(_mm256_unpacklo_ps(r[2].x, r[3].x), _mm256_unpackhi_ps(r[2].x, r[3].x));
+    return F(_mm256_add_ps(_mm256_shuffle_ps(a, b, 0x44), _mm256_shuffle_ps(a, b, 0xee)));
+  }
+  static FA_INLINE void store_half(float* p, F v, int half) {
+    _mm_store_ps(p, half == 0 ? _mm256_castps256_ps128(v.x) : _mm256_extractf128_ps(v.x, 1));
   }
   static FA_INLINE void prefetch_far(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }
 

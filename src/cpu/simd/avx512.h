@@ -121,6 +121,27 @@ struct Avx512 : FloatLanes<Avx512, 16> {
     for (int i = 0; i < 4; i++) t[i] = t[i] + t[i + 4];
     return (t[0] + t[2]) + (t[1] + t[3]);
   }
+  static FA_INLINE F twice(const float* p, int half) { return F(_mm512_broadcast_f32x8(_mm256_loadu_ps(p + 8 * half))); }
+  static FA_INLINE F twice(const Half* p, int half) {
+    return F(_mm512_cvtph_ps(_mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 8 * half)))));
+  }
+  static FA_INLINE F half_sums(const F (&r)[8]) {
+    __m512 a[4], b[2];
+    UNROLL
+    for (int i = 0; i < 4; i++) {
+      a[i] = _mm512_add_ps(_mm512_unpacklo_ps(r[2 * i].x, r[2 * i + 1].x), _mm512_unpackhi_ps(r[2 * i].x, r[2 * i + 1].x));
+    }
+    UNROLL
+    for (int i = 0; i < 2; i++) {
+      b[i] = _mm512_add_ps(_mm512_shuffle_ps(a[2 * i], a[2 * i + 1], 0x44), _mm512_shuffle_ps(a[2 * i], a[2 * i + 1], 0xee));
+    }
+    // blocks of 128 bits: (first row, keys 0 - 3), (second, 0 - 3), (first, 4 - 7), (second, 4 - 7)
+    const __m512 c = _mm512_add_ps(_mm512_shuffle_f32x4(b[0], b[1], 0x88), _mm512_shuffle_f32x4(b[0], b[1], 0xdd));
+    return F(_mm512_shuffle_f32x4(c, c, 0xd8));
+  }
+  static FA_INLINE void store_half(float* p, F v, int half) {
+    _mm256_store_ps(p, half == 0 ? _mm512_castps512_ps256(v.x) : _mm512_extractf32x8_ps(v.x, 1));
+  }
   static FA_INLINE void prefetch_far(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }
 
  private:

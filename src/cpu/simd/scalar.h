@@ -66,6 +66,22 @@ struct Scalar : FloatLanes<Scalar, 4> {
     transpose(t);
     return (t[0] + t[1]) + (t[2] + t[3]);
   }
+  static FA_INLINE F twice(const float* p, int half) {
+    const float x = p[2 * half], y = p[2 * half + 1];
+    return F(F::Raw{x, y, x, y});
+  }
+  static FA_INLINE F twice(const Half* p, int half) {
+    const Half x = p[2 * half], y = p[2 * half + 1], both[W] = {x, y, x, y};
+    return widen(both);
+  }
+  static FA_INLINE F half_sums(const F (&r)[2]) {
+    const typename F::Raw a = r[0].x, b = r[1].x;
+    return F(F::Raw{a[0] + a[1], b[0] + b[1], a[2] + a[3], b[2] + b[3]});
+  }
+  static FA_INLINE void store_half(float* p, F v, int half) {
+    p[0] = v.x[2 * half];
+    p[1] = v.x[2 * half + 1];
+  }
   static FA_INLINE void prefetch_far(const void* p) { __builtin_prefetch(p, 0, 2); }
 
  private:
