@@ -51,6 +51,14 @@ CACHE = [
 RUNS = (
     [("try_forward", case) for case in FORWARD] + [("try_backward", case) for case in BACKWARD] + [("try_kvcache", case) for case in CACHE]
 )
+SMALL_CARDS = [
+    ("try_forward", Case(dtype="bfloat16", dim=512, batch=1, heads=1, rows=40, keys=100, dropout=0.17, sink=True)),
+    ("try_forward", Case(dtype="float16", dim=96, batch=1, heads=1, rows=70, keys=150, causal=True)),
+    ("try_backward", Case(dtype="float16", dim=256, batch=1, heads=2, kv_heads=1, rows=40, keys=70, dropout=0.17, causal=True)),
+    ("try_backward", Case(dtype="bfloat16", dim=96, batch=1, heads=1, rows=70, keys=150, window=(40, 5))),
+    ("try_forward", Case(dim=256, batch=1, heads=1, rows=20, keys=70, causal=True)),
+    ("try_backward", Case(dim=96, value_dim=128, batch=1, heads=1, rows=40, keys=70, softcap=2.0)),
+]
 # Lengths, starts and page numbers that no check has seen: results mean nothing, memory beyond the arrays stays as it was.
 HOSTILE = """
 import numpy as np
@@ -133,6 +141,12 @@ def test_copies_may_come_early(machine):
     """A ring's next tile does not overwrite one that is still read."""
     for job, case in (RUNS[0], RUNS[len(FORWARD)], RUNS[-len(CACHE)], ("try_forward", ONE_STAGE)):
         machine(f"from judge import {job}\nfrom cases import CacheCase, Case\n{job}(Emulated(), {case!r})", EMULATOR_EAGER="1")
+
+
+@pytest.mark.parametrize("job, case", [pytest.param(job, case, id=f"{job[4:]}:{case}") for job, case in SMALL_CARDS])
+def test_tiles_of_small_cards(machine, job, case):
+    """99 KB of shared memory a block: other tiles."""
+    machine(f"from judge import {job}\nfrom cases import CacheCase, Case\n{job}(Emulated(), {case!r})", FAKE_CUDA_ARCH="80")
 
 
 def test_wild_values_stay_inside(machine):

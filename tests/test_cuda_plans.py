@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
 
 import pytest
@@ -76,6 +77,17 @@ def test_which_kernels_run():
     assert found[0] == "delta" and found[-1] == "clear" and {"backward", "sink_gradient"} <= set(found)
     repeatable = plan_of(Variant(deterministic=True), Pass.BACKWARD, 80)["launches"]
     assert all(dict(launch["constants"]).get("FA_DQ", 0) == 0 for launch in repeatable)
+
+
+@pytest.mark.parametrize("arch", SHARED)
+def test_usual_head_dims_have_tiles(arch):
+    """On every card: forward in 16 bits up to 512, backward up to 256; float32 up to 256 and 128."""
+    sizes = {"bfloat16": {Pass.FORWARD: 512, Pass.BACKWARD: 256}, "float32": {Pass.FORWARD: 256, Pass.BACKWARD: 128}}
+    for dtype, limits in sizes.items():
+        for which, limit in limits.items():
+            for dims in itertools.product(range(32, limit + 1, 32), repeat=2):
+                kernel = plan_of(Variant(dtype, dims), which, arch)["kernel"]
+                assert kernel.endswith("_sm80"), f"pass {which}, {dtype}, {dims}: {kernel}"
 
 
 def test_many_heads_and_sequences():

@@ -27,46 +27,46 @@ constexpr int forward_bytes(const Tile& t, int dim, int value_dim, int element) 
   return element * (t.bm * std::max(dim, value_dim) + t.stages * t.bn * (dim + value_dim)) + shared_rows;
 }
 // Measured on an H100 and an H200 (docs/performance.md). Two tiles of 16 rows a warp share each load of K and V, which bounds the kernel;
-// out and S then fill the registers. Beyond 128 two warps share rows and columns. Rows of one head dim are for 227, 163 and 99 KB.
+// out and S then fill the registers. Beyond 128 two warps share rows and columns.
 constexpr Tile FORWARD[] = {
     {64, 128, 128, 4, 1, 2, 2},  // bn 64: -10 %
-    {64, 128, 64, 4, 1, 2, 2},
+    {64, 128, 64, 4, 1, 2, 2},   // with less memory
     {128, 128, 64, 4, 1, 2, 2},  // 8 warps, bn 128: -18 %; bn 32: -7 %
-    {128, 128, 64, 4, 1, 1, 2},
-    {128, 128, 32, 4, 1, 1, 2},
-    {256, 64, 64, 4, 2, 1, 2},  // two blocks hide each other's ends; one of 128
-                                // rows: -6 to -12 %
-    {256, 128, 64, 8, 2, 1, 1},
-    {256, 64, 64, 4, 1, 1, 1},
-    {512, 64, 32, 8, 2, 2, 1},
-    {512, 64, 32, 8, 2, 1, 1},
-    {512, 32, 32, 4, 2, 1, 1},
+    {128, 128, 64, 4, 1, 1, 2},  // with less memory
+    {128, 128, 32, 4, 1, 1, 2},  // with the least
+    {256, 64, 64, 4, 2, 1, 2},   // one block of 128 rows: -6 to -12 %
+    {256, 128, 64, 8, 2, 1, 1},  // with less memory
+    {256, 64, 64, 4, 1, 1, 1},   // with the least
+    {512, 64, 32, 8, 2, 2, 1},   // bn 64 does not fit
+    {512, 64, 32, 8, 2, 1, 1},   // with less memory
+    {512, 32, 32, 4, 2, 1, 1},   // with the least
 };
 // float32 by multiply-adds: rows of 16 a warp are loaded for twice as many products.
 constexpr Tile FORWARD_F32[] = {
-    {64, 128, 64, 4, 1, 2, 2}, {128, 128, 32, 4, 1, 2, 1}, {128, 64, 32, 4, 1, 2, 1}, {256, 64, 16, 4, 1, 2, 1}};
+    {64, 128, 64, 4, 1, 2, 2}, {128, 128, 32, 4, 1, 2, 1}, {128, 64, 32, 4, 1, 2, 1}, {256, 64, 16, 4, 1, 2, 1}, {256, 64, 16, 4, 1, 1, 1}};
 // K and V, dS and P, and the ring of Q, dO, lse, delta (and what float32 loses of an lse).
 constexpr int backward_bytes(const Tile& t, int dim, int value_dim, int element) {
   const int row = element * (dim + value_dim) + (element == 4 ? 12 : 8);
   return element * t.bn * (dim + value_dim + 2 * t.bm) + t.stages * t.bm * row;
 }
-// Small blocks fill a GPU better where there are few keys: causal +10 % at 512, -4 % at 8192.
+// Small blocks fill a GPU better where there are few keys: causal +10 % at 512, -2 to -5 % from 2048 on.
 constexpr Tile BACKWARD[] = {
     {64, 64, 64, 4, 2, 2, 3, 1024},  // few keys
-    {64, 64, 64, 4, 2, 2, 2, 1024},  // 163 KB
+    {64, 64, 64, 4, 2, 2, 2, 1024},  // with less memory
     {64, 128, 128, 8, 2, 2, 1},      // bm 64, bn 64: -4 %
-    {64, 64, 128, 8, 2, 2, 1},       // 99 KB
+    {64, 64, 128, 8, 2, 2, 1},       // with less memory
     {128, 64, 64, 4, 2, 2, 2, 512},  // few keys
     {128, 64, 128, 8, 2, 2, 1},      // bn 64: -4 %
-    {128, 64, 64, 8, 2, 2, 1},       // 99 KB
+    {128, 64, 64, 8, 2, 2, 1},       // with less memory
     {256, 64, 64, 8, 2, 2, 1},       // dq in passes of 64 columns: -3 %
-    {256, 64, 64, 8, 2, 1, 1},       // 163 KB
-    {256, 32, 32, 4, 2, 1, 1},       // 99 KB
+    {256, 64, 64, 8, 2, 1, 1},       // with less memory
+    {256, 32, 32, 4, 2, 1, 1},       // with the least
 };
 constexpr Tile BACKWARD_F32[] = {
     {64, 32, 64, 4, 2, 2, 2},
     {128, 32, 64, 4, 2, 2, 1},
-    {128, 32, 64, 4, 2, 1, 1},  // beyond 128 registers spill
+    {128, 32, 64, 4, 2, 1, 1},
+    {128, 32, 32, 4, 2, 1, 1},  // beyond 128 registers spill
 };
 // dq by rows: Q and dO, and a ring of two stages of K and V. A warp has 16 rows.
 constexpr int backward_rows_bytes(const Tile& t, int dim, int value_dim, int element) {

@@ -1,5 +1,5 @@
 """What the software NVRTC of fake_cuda calls: compile.py <text> <library> <options of NVRTC>. Makes a library that runs the kernels of a
-text on the CPU (machine.h), each as run_<name>(arguments, grid, threads). No package is needed."""
+text on the CPU (machine.h), each as run_<name>(arguments, grid, threads, shared bytes). No package is needed."""
 
 import os
 import re
@@ -34,11 +34,11 @@ def on_the_cpu(text: str) -> str:
     for name, params in _ENTRY.findall(text):
         text += f"""
 namespace fa::cuda {{
-extern "C" void run_{name}(void** given, const unsigned* grid, unsigned threads) {{
+extern "C" void run_{name}(void** given, const unsigned* grid, unsigned threads, unsigned shared_bytes) {{
   static {params} p;
   static Arrays a;
   std::memcpy(&p, given[0], sizeof p), std::memcpy(&a, given[1], sizeof a);
-  emulator::launch(grid, threads, [] {{ {name}(p, a); }});
+  emulator::launch(grid, threads, shared_bytes, [] {{ {name}(p, a); }});
 }}
 }}
 """

@@ -67,6 +67,7 @@ struct Fiber {
   bool done;
   Wait waits;
   int with;  // threads that wait together, neighbours from a multiple of their number on
+  int name;  // of the barrier of some warps that they wait at
   int side;  // of `brings`: lanes may bring the next thing while others still look at the last one
   long long brings[2][4];
   int vote;  // of `votes`, as side
@@ -77,10 +78,11 @@ struct Fiber {
 inline Fiber fibers[MAX_THREADS];
 inline ucontext_t scheduler;
 inline int current, threads;
+inline unsigned shared_bytes;  // of a launch
 inline void (*body)();
 
-inline void wait_for(Wait what, int with) {
-  fibers[current].waits = what, fibers[current].with = with;
+inline void wait_for(Wait what, int with, int name = 0) {
+  fibers[current].waits = what, fibers[current].with = with, fibers[current].name = name;
   swapcontext(&fibers[current].context, &scheduler);
 }
 inline void enter() {
@@ -93,7 +95,7 @@ inline bool release(int thread) {
   const Fiber& f = fibers[thread];
   const int first = thread / f.with * f.with, end = first + f.with < threads ? first + f.with : threads;
   for (int t = first; t < end; t++)
-    if (!fibers[t].done && (fibers[t].waits != f.waits || fibers[t].with != f.with)) return false;
+    if (!fibers[t].done && (fibers[t].waits != f.waits || fibers[t].with != f.with || fibers[t].name != f.name)) return false;
   for (int t = first; t < end; t++) fibers[t].waits = nothing;
   return true;
 }
@@ -137,8 +139,8 @@ inline void run_block() {
     if (!moved && left > 0) fault("threads wait for others that do not come");
   }
 }
-inline void launch(const unsigned* grid, unsigned count, void (*entry)()) {
-  body = entry, threads = static_cast<int>(count);
+inline void launch(const unsigned* grid, unsigned count, unsigned bytes, void (*entry)()) {
+  body = entry, threads = static_cast<int>(count), shared_bytes = bytes;
   gridDim = {grid[0], grid[1], grid[2]}, blockDim = {count, 1, 1};
   for (unsigned z = 0; z < grid[2]; z++)
     for (unsigned y = 0; y < grid[1]; y++)
@@ -162,15 +164,15 @@ T of_lane(int lane) {
 }
 inline int lane() { return current % WARP; }
 template <int THREADS>
-void sync_some(int) {
-  wait_for(some, THREADS);
+void sync_some(int barrier) {
+  wait_for(some, THREADS, barrier);
 }
 template <int THREADS>
-bool any_of_some(int, bool yes) {
+bool any_of_some(int barrier, bool yes) {
   Fiber& f = fibers[current];
   f.vote ^= 1;
   f.votes[f.vote] = yes;
-  wait_for(some, THREADS);
+  wait_for(some, THREADS, barrier);
   bool any = false;
   for (int t = current / THREADS * THREADS, end = t + THREADS; t < end; t++) any |= fibers[t].votes[f.vote];
   return any;
@@ -179,7 +181,7 @@ bool any_of_some(int, bool yes) {
 // ---- memory ----
 inline unsigned char* at(unsigned address, int bytes) {
   if (address % static_cast<unsigned>(bytes) != 0) fault("misaligned shared memory");
-  if (address + static_cast<unsigned>(bytes) > sizeof shared) fault("beyond shared memory");
+  if (address + static_cast<unsigned>(bytes) > shared_bytes) fault("beyond the shared memory of the launch");
   return shared + address;
 }
 inline void perform(const Copy& c) {

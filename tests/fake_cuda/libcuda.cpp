@@ -1,5 +1,5 @@
 // A driver made of software: it answers like NVIDIA's and writes what it was asked to FAKE_CUDA_LOG, a line a call. It computes nothing,
-// unless an image is the path of a library (libnvrtc.cpp): then a launch calls its run_<kernel>(arguments, grid, threads).
+// unless an image is the path of a library (libnvrtc.cpp): then a launch calls its run_<kernel>(arguments, grid, threads, shared bytes).
 // What it plays: FAKE_CUDA_DEVICES devices (1) of architecture FAKE_CUDA_ARCH (90); FAKE_CUDA_CONTEXT: the device whose context is current
 // in every thread at the start (-1: none). FAKE_CUDA_FAIL names a function that fails.
 #include <dlfcn.h>
@@ -135,9 +135,9 @@ int cuLaunchKernel(Function* function, unsigned bx, unsigned by, unsigned bz, un
   if (!current() || current() != function->module->context) return 201;
   if (bx == 0 || by == 0 || bz == 0 || by > 65535 || bz > 65535 || extra) return 1;
   if (void* const library = function->module->library) {
-    using Run = void(void**, const unsigned*, unsigned);
+    using Run = void(void**, const unsigned*, unsigned, unsigned);
     const unsigned grid[3] = {bx, by, bz};
-    reinterpret_cast<Run*>(dlsym(library, ("run_" + function->name).c_str()))(arguments, grid, tx * ty * tz);
+    reinterpret_cast<Run*>(dlsym(library, ("run_" + function->name).c_str()))(arguments, grid, tx * ty * tz, shared);
   }
   if (!std::getenv("FAKE_CUDA_LOG")) return result("cuLaunchKernel");
   // Params: of q, k, v the strides; Arrays: its pointers

@@ -21,7 +21,7 @@ constexpr int COLUMN_WARPS = WARPS * OUT_KEYS / BN;
 constexpr int OT = OUT_KEYS / 16, KO = DIM / COLUMN_WARPS / 8, VO = VALUE_DIM / COLUMN_WARPS / 8;  // tiles of a warp's dk and dv
 constexpr bool OWN = OUT_KEYS == STEP_KEYS && COLUMN_WARPS == 2;  // a warp computes half of the P and dS that its dv and dk take
 constexpr int DQ_PASS = DQ_COLUMNS * DQ_ROWS > 1024 && DQ_COLUMNS % 32 == 0 ? 32 : DQ_COLUMNS;  // columns of dq at a time
-static_assert(FA_SPLIT == 2 && STEP_KEYS % 16 == 0 && STEP_ROWS % 16 == 0 && NT <= 8);
+static_assert(FA_SPLIT == 2 && STEP_KEYS % 16 == 0 && 32 % STEP_KEYS == 0 && STEP_ROWS % 16 == 0 && NT <= 8);
 static_assert(KO % 2 == 0 && VO % 2 == 0 && DQ_COLUMNS % DQ_PASS == 0);
 
 using KPanel = Panel<BN, DIM>;

@@ -14,6 +14,7 @@ namespace {
 constexpr int WARPS = FA_WARPS, THREADS = WARPS * 32;
 constexpr int ROWS = 4;
 
+static_assert(sizeof(Out) >= sizeof(Element));  // else 16 bytes of elements are less than that of `out`
 template <class T>
 struct alignas(16) Piece {
   T x[CHUNK];

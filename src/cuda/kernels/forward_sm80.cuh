@@ -1,6 +1,6 @@
 // Attention forward since Ampere, every feature: 16-bit inputs on tensor cores (mma.sync), float32 by multiply-adds.
-// Tile     FA_BM query rows x FA_BN keys; a warp owns FA_BM / (warps / FA_SPLIT) rows. Beyond head dim 128 (FA_SPLIT 2) two warps share
-//          their rows: each scores half of the keys and owns half of the columns.
+// Tile     FA_BM query rows x FA_BN keys; a warp owns FA_BM / (warps / FA_SPLIT) rows. With FA_SPLIT 2 (16 bits, large head dims) two
+//          warps share their rows: each scores half of the keys and owns half of the columns.
 // Who      one block for a tile of rows of one head; all its warps walk the same keys, from the last visible block to the first.
 // Memory   Q once; K and V by cp.async: in a ring of two stages one block ahead, one barrier a block, or in one stage, where V comes during
 //          the first product and the next K during the second, two barriers a block. S and P in registers; warps that share rows find the

@@ -41,10 +41,10 @@ FA_FN void score_rows(float (&s)[MT][NT][4], const Elements& elements, int row, 
     }
 }
 // Station weigh, dropout: keep(m, n, i, kept) for each register. A tile of 32 keys that begins at a multiple of 32 takes one Philox call
-// for eight registers.
+// for eight registers, half of one for four.
 template <int MT, int NT, class Keep>
 FA_FN void decide_rows(const Elements& elements, int row, int key, Keep keep) {
-  const bool aligned = elements.dropout_aligned() && NT % 4 == 0;
+  const bool aligned = elements.dropout_aligned() && (NT % 4 == 0 || NT == 2);
 #pragma unroll
   for (int m = 0; m < MT; m++)
 #pragma unroll
@@ -57,7 +57,8 @@ FA_FN void decide_rows(const Elements& elements, int row, int key, Keep keep) {
 #pragma unroll
           for (int h = 0; h < 2; h++)
             keep(m, n, 2 * h + e,
-                 aligned ? elements.keeps_in(words, h * 8, (n - tile) * 8) : elements.keeps(row + m * 16 + h * 8, key + n * 8 + e));
+                 aligned ? elements.keeps_in(words, h * 8, NT % 4 == 0 ? (n - tile) * 8 : key + n * 8)
+                         : elements.keeps(row + m * 16 + h * 8, key + n * 8 + e));
       }
 }
 }  // namespace fa::cuda
