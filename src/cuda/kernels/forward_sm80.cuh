@@ -52,7 +52,7 @@ FA_FN bool any_of_rows(bool yes) {
   else
     return any_of_some<64>(pair_barrier(), yes);
 }
-// Of each row, what the other warp has found; the lanes of a quad hold the same. notes: shared address of this warp's
+// Of each row, this warp's number and the other's, joined; the lanes of a quad hold the same. base: of shared memory
 template <class Join>
 FA_FN void join_rows(float (&x)[MT][2], unsigned base, Join join) {
   if constexpr (SPLIT == 2) {
